@@ -1,0 +1,76 @@
+"""One attention function; the backend is chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from bmpeft.attention.bias import PositionBias
+from bmpeft.attention.eager import eager_attention
+from bmpeft.attention.sdpa import sdpa_attention
+
+BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({"eager": eager_attention, "sdpa": sdpa_attention})
+
+
+def resolve_backend(name: str) -> str:
+    """The backend that `name` stands for; "auto" is the fastest that always fits.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    if name == "auto":
+        return "sdpa"
+    if name not in BACKENDS:
+        raise ValueError(f"attention backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
+    return name
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: PositionBias,
+    key_padding_mask: Tensor | None = None,
+    causal: bool = False,
+    segment_ids: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+    scale: float,
+    head_scale: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """head_scale * softmax(scale * q k^T + bias, over visible keys) v.
+
+    Args:
+        query: [B, H, Lq, D], not scaled.
+        key: [B, H, Lk, D].
+        value: [B, H, Lk, D].
+        bias: absolute and relative positions, added to the scores without a further scale.
+        key_padding_mask: [B, Lk] boolean, true for real keys.
+        causal: a query sees keys up to its own index (`bias.layout.query_offset` counted).
+        segment_ids: ([B, Lq], [B, Lk]) integers of packed rows; a query sees its own segment.
+        dropout: probability, applied to the attention probabilities.
+        scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
+        head_scale: [H] or None, multiplies each head's output (NormFormer).
+        backend: "auto", "eager" or "sdpa". All compute the same function; `eager` defines it.
+
+    Returns:
+        [B, H, Lq, D] in the dtype of `value`; zeros for a query that sees no key.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    output = BACKENDS[resolve_backend(backend)](
+        query,
+        key,
+        value,
+        bias=bias,
+        key_padding_mask=key_padding_mask,
+        causal=causal,
+        segment_ids=segment_ids,
+        dropout=dropout,
+        scale=scale,
+    )
+    return output if head_scale is None else output * head_scale.to(output.dtype)[None, :, None, None]

@@ -1,0 +1,47 @@
+"""Biased attention through torch's scaled_dot_product_attention; the bias is materialised for each call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bmpeft.attention.bias import PositionBias
+from bmpeft.attention.masks import visible_keys
+
+
+def sdpa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: PositionBias,
+    key_padding_mask: Tensor | None,
+    causal: bool,
+    segment_ids: tuple[Tensor, Tensor] | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q k^T + bias) v, see `bmpeft.attention.attention`."""
+    visible = visible_keys(
+        query.shape[2],
+        key.shape[2],
+        device=query.device,
+        query_offset=bias.layout.query_offset,
+        key_padding_mask=key_padding_mask,
+        causal=causal,
+        segment_ids=segment_ids,
+    )
+    matrix = bias.materialize(query.shape[2], key.shape[2])
+    if matrix is None:
+        mask = visible
+    elif visible is None:
+        mask = matrix.to(query.dtype)
+    else:
+        # finfo.min, not -inf: a row without any visible key must not become NaN.
+        mask = matrix.to(query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+    )
+    if visible is not None and (key_padding_mask is not None or segment_ids is not None):
+        output = output.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
+    return output

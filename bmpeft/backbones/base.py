@@ -1,0 +1,102 @@
+"""What every family of backbones offers to the rest: tensors from examples, scores and texts from tensors.
+
+The methods take the model to run as an argument, because the caller decides whether it is the bare
+model or the same model with an adapter attached.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bmpeft.records import Example
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from bmpeft.recipe import BeamDecoding, SampleDecoding
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """One example as token ids. `labels` ends with the end token and is None where there is no target.
+
+    `document_tokens_cut` counts the tokens of the document that did not fit the limit.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...] | None
+    document_tokens_cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateScores:
+    """Summed log-likelihood (nats) of each candidate, end token included, and how many tokens each sum covers."""
+
+    log_likelihoods: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+
+class FrozenBackbone(ABC):
+    """A pretrained model with its tokenizer; no parameter of it requires a gradient.
+
+    Attributes:
+        name: how it was asked for (embedded name, size name, directory or hub name).
+        init: "pretrained" or "random".
+        init_seed: the seed of random weights; None for pretrained ones.
+        fingerprint: SHA-256 that names the weights, see `bmpeft.backbones.fingerprint`.
+        tokenizer_digest: SHA-256 of the tokenizer's serialisation.
+        attention: the resolved attention backend ("eager", "sdpa").
+        model: the transformers model, in evaluation mode.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, *, name: str, init: str, init_seed: int | None, model: PreTrainedModel,
+                 tokenizer: PreTrainedTokenizerFast, fingerprint: str, tokenizer_digest: str, attention: str) -> None:
+        self.name, self.init, self.init_seed = name, init, init_seed
+        self.model, self.tokenizer = model, tokenizer
+        self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
+        self.attention = attention
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @abstractmethod
+    def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
+        """Token ids of an example; cuts its document, never the prompt's own words.
+
+        Raises:
+            DataError: the prompt without its document, or the target, exceeds the limit.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
+        """Pad examples to one batch: `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored)."""
+
+    @abstractmethod
+    def score_candidates(self, model: Any, examples: Sequence[Example], *, max_source_length: int) -> list[CandidateScores]:
+        """Log-likelihood of every one of each example's `choices`; the encoder runs once for each example.
+
+        `model` is this backbone's model, bare or wrapped by peft. Any number of choices, also different ones per example.
+        """
+
+    @abstractmethod
+    def generate(self, model: Any, examples: Sequence[Example], decoding: BeamDecoding | SampleDecoding, *,
+                 max_source_length: int) -> list[str]:
+        """Free text for every example."""
+
+    @abstractmethod
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a backbone directory that `load_backbone` and transformers read: weights, config, tokenizer, fingerprint."""

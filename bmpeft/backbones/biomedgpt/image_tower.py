@@ -1,0 +1,70 @@
+"""The image tower: a ResNet (He et al. 2016; stride on the 3x3 convolution, "v1.5") cut after its third stage."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bmpeft.backbones.biomedgpt.configuration import RESNET_BLOCKS
+
+EXPANSION = 4
+NUM_CHANNELS = 256 * EXPANSION
+STRIDE = 16
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a residual."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + residual)
+
+
+class ImageTower(nn.Module):
+    """Pixels [B, 3, H, W] to features [B, 1024, ceil(H / 16), ceil(W / 16)].
+
+    While none of its parameters is trained it stays in evaluation mode, so that the running statistics
+    of its BatchNorm layers belong to the frozen backbone like its weights do.
+    """
+
+    def __init__(self, resnet_type: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        blocks = RESNET_BLOCKS[resnet_type]
+        self.layer1 = _stage(64, 64, blocks[0], stride=1)
+        self.layer2 = _stage(64 * EXPANSION, 128, blocks[1], stride=2)
+        self.layer3 = _stage(128 * EXPANSION, 256, blocks[2], stride=2)
+
+    def train(self, mode: bool = True) -> ImageTower:
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        return self
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(in_channels, channels, stride)
+    return nn.Sequential(first, *(Bottleneck(channels * EXPANSION, channels, 1) for _ in range(blocks - 1)))

@@ -1,0 +1,48 @@
+"""What the encoder hands to the decoder, and the cache of position factors for generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+
+@dataclass
+class BiomedGPTEncoderOutput(BaseModelOutput):
+    """Encoder output; every tensor is batch-first, so that beam search can repeat its rows.
+
+    Attributes:
+        last_hidden_state: [B, P + L, D], image patches in front of the text.
+        attention_mask: [B, P + L] boolean, true for real positions: unlike the mask given to
+            `generate` it covers the image.
+        image_grid: (rows, columns) of the patches, None without an image.
+    """
+
+    attention_mask: torch.BoolTensor | None = None
+    image_grid: tuple[int, int] | None = None
+
+
+class BiomedGPTCache(EncoderDecoderCache):
+    """Keys and values of both attentions, and the key factors of both position biases.
+
+    The factors depend on positions alone and are the same for every row; keeping them makes the bias of
+    a generated token cost that token's own row only.
+
+    Attributes:
+        self_key_factor: [1, H, t, R] for the t decoder positions so far.
+        cross_key_factor: [1, H, P + L, R].
+    """
+
+    def __init__(self, cache: EncoderDecoderCache) -> None:
+        super().__init__(cache.self_attention_cache, cache.cross_attention_cache)
+        self.is_updated = cache.is_updated
+        self.self_key_factor: Tensor | None = None
+        self.cross_key_factor: Tensor | None = None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.self_key_factor = self.cross_key_factor = None

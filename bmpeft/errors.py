@@ -1,0 +1,54 @@
+"""The errors that a user sees as one line on stderr.
+
+Exit codes of the command line: 2 for `UsageError` (a wrong recipe, option or name: nothing was
+started), 1 for any other `BmpeftError` (a failure at run time).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class BmpeftError(Exception):
+    """Something that could not be done; the message is one line that names what and why."""
+
+    exit_code = 1
+
+
+class UsageError(BmpeftError):
+    """A wrong option, name or combination; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot work; names file, key and what was expected."""
+
+
+class DataError(BmpeftError):
+    """A data file that cannot be read; names file, row and what was expected."""
+
+    def __init__(self, path: str | Path, problem: str, *, row: int | None = None) -> None:
+        """`row` is 1-based and counts the lines (JSON lines) or items (JSON) of the file."""
+        self.path, self.row, self.problem = Path(path), row, problem
+        where = str(path) if row is None else f"{path}, row {row}"
+        super().__init__(f"{where}: {problem}")
+
+
+class BackboneError(BmpeftError):
+    """A backbone that cannot be loaded."""
+
+
+class ArtifactError(BmpeftError):
+    """An adapter artifact that is missing, damaged, foreign or for another backbone."""
+
+
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of `valid`, or the list of all where none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.55)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; valid: {', '.join(names)}" if names else ""

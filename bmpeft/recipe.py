@@ -1,0 +1,338 @@
+"""The recipe: one YAML file that says which backbone, method, task, data and training.
+
+The schema below is the reference of every key, default and range; `bmpeft recipes schema` prints it
+as JSON schema. Unknown keys are errors. Values are overridden as ``section.key=value`` and checked by
+the same schema. What a combination cannot do is refused here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bmpeft.errors import RecipeError, UsageError, did_you_mean
+from bmpeft.recipe_errors import describe, field_at
+
+RECIPE_SCHEMA_VERSION = 1
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no change after reading, no infinite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class BackboneSection(Section):
+    """Which model stays frozen."""
+
+    name: str = Field(
+        description="an embedded or size name (biomedgpt-nano ... biomedgpt-xlarge), a directory, or a hub name")
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: untrained weights drawn from init_seed")
+    init_seed: int = Field(0, ge=0, description="seed of the random weights")
+    tokenizer: str | None = Field(None, description="directory with tokenizer.json, for backbones without one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32")
+    attention: Literal["auto", "eager", "sdpa"] = Field(
+        "auto", description="attention backend; eager is the specification")
+
+
+class LoraSection(Section):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
+
+    Rank-stabilised by default (Kalajdzievski 2023, arXiv:2312.03732).
+    """
+
+    method: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0, description="scaling is alpha / sqrt(rank) with rslora, else alpha / rank")
+    dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    target_modules: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
+        LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter")
+    rslora: bool = True
+
+    @field_validator("target_modules")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each module at most once")
+        return value
+
+
+class CandidatesDecoding(Section):
+    """Closed answers: the log-likelihood of every choice; the encoder runs once for each row."""
+
+    method: Literal["candidates"] = "candidates"
+    normalization: Literal["sum", "length"] = Field("sum", description="which score decides; both are reported")
+
+
+class BeamDecoding(Section):
+    """Open answers by beam search; num_beams 1 is greedy."""
+
+    method: Literal["beam"] = "beam"
+    num_beams: int = Field(5, ge=1, le=64)
+    max_new_tokens: int = Field(64, ge=1, le=1024)
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = Field(0, ge=0, le=16)
+
+
+class SampleDecoding(Section):
+    """Open answers by sampling."""
+
+    method: Literal["sample"] = "sample"
+    max_new_tokens: int = Field(64, ge=1, le=1024)
+    temperature: float = Field(1.0, gt=0.0, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int = Field(0, ge=0)
+
+
+Decoding = Annotated[CandidatesDecoding | BeamDecoding | SampleDecoding, Field(discriminator="method")]
+
+
+class TaskSection(Section):
+    """What the model is asked and how its answer is read off."""
+
+    name: Literal["question_answering"] = "question_answering"
+    prompt: str | None = Field(
+        None, description="template with {question}, {choices}, {text}; default: the task's own for this dataset")
+    decoding: Decoding = CandidatesDecoding()
+
+
+class SplitSection(Section):
+    """How a distribution without official splits is divided: by group, by a seeded hash, recorded in the card."""
+
+    validation: float = Field(0.1, ge=0.0, lt=1.0, description="share of the groups")
+    test: float = Field(0.2, ge=0.0, lt=1.0, description="share of the groups")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_left(self) -> SplitSection:
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must leave something to train on (sum below 1)")
+        return self
+
+
+class DataSection(Section):
+    """Which rows."""
+
+    dataset: str = Field(description="name of a reader: `medqa`, `medmcqa`, `pubmedqa`")
+    path: str = Field(
+        description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package")
+    split: SplitSection = Field(
+        default_factory=SplitSection, description="used where the files carry no official split")
+    cop_base: Literal[0, 1] | None = Field(
+        None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1")
+    max_source_length: int = Field(256, ge=8, le=1024, description="tokens, special tokens included")
+    max_target_length: int = Field(64, ge=2, le=1024, description="tokens, end token included")
+    train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
+
+
+class TrainingSection(Section):
+    """How the trainable parameters are optimised (AdamW, Loshchilov & Hutter 2019)."""
+
+    learning_rate: float = Field(1e-3, gt=0.0, le=1.0)
+    epochs: float = Field(3.0, gt=0.0, le=10_000.0)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    weight_decay: float = Field(0.01, ge=0.0, le=1.0)
+    warmup: float = Field(0.06, ge=0.0, lt=1.0, description="share of the steps")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the computation; auto: bfloat16 on a GPU that has it, else float32")
+    activation_checkpointing: bool = Field(
+        False, description="recompute layers in the backward pass: less memory, about a third more time")
+    evaluations: int = Field(
+        3, ge=1, le=1000,
+        description="how many times in the run the validation split is measured and a checkpoint kept")
+    select_by: Literal["loss", "accuracy"] = Field(
+        "loss", description="validation figure that picks the best checkpoint; accuracy needs closed answers")
+    logging_steps: int = Field(10, ge=1)
+    tensorboard: bool = True
+
+
+ControlName = Literal["majority", "options_only", "frozen_backbone"]
+
+
+class EvaluationSection(Section):
+    """What is measured after training and against which controls."""
+
+    splits: tuple[str, ...] = Field(
+        ("test*",), min_length=1, description="names or shell patterns; each must match a split of the dataset")
+    limit: int | None = Field(
+        None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card")
+    batch_size: int = Field(32, ge=1)
+    controls: tuple[ControlName, ...] = ("majority", "options_only", "frozen_backbone")
+    bootstrap_samples: int = Field(2000, ge=100, le=100_000)
+
+
+class OutputSection(Section):
+    """Where the adapter and the run's logs and checkpoints go."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the adapter: letters, digits, . _ -")
+    directory: str = Field("adapters", description="the adapter is written to directory/name")
+    runs: str = Field("runs", description="logs and checkpoints are written to runs/name")
+    overwrite: bool = Field(False, description="replace an adapter of this name (atomically, after training succeeded)")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    version: Literal[1] = RECIPE_SCHEMA_VERSION
+    description: str = ""
+    backbone: BackboneSection
+    adaptation: LoraSection = LoraSection()
+    task: TaskSection = TaskSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputSection
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        closed = self.task.decoding.method == "candidates"
+        if self.training.select_by == "accuracy" and not closed:
+            raise ValueError("training.select_by=accuracy needs task.decoding.method=candidates")
+        if not closed and "options_only" in self.evaluation.controls:
+            raise ValueError("evaluation.controls: options_only needs task.decoding.method=candidates")
+        if self.data.dataset == "medmcqa" and self.data.cop_base is None:
+            raise ValueError("data.cop_base: medmcqa needs 0 (the hub's copy) or 1 (the original files)")
+        if self.data.dataset != "medmcqa" and self.data.cop_base is not None:
+            raise ValueError(f"data.cop_base is an option of medmcqa, not of {self.data.dataset}")
+        if self.data.path == "embedded" and self.data.dataset != "medqa":
+            raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
+        if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
+            raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe's content, paths included, independent of key order and YAML style."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def portable(self) -> dict[str, Any]:
+        """The recipe as it is stored in an artifact.
+
+        Paths are reduced to their last part, so that no directory names leave the machine.
+        """
+        content: dict[str, Any] = self.model_dump(mode="json")
+        for section, key in (("data", "path"), ("backbone", "tokenizer"), ("output", "directory"), ("output", "runs")):
+            if content[section][key] is not None:
+                content[section][key] = Path(content[section][key]).name
+        content["backbone"]["name"] = portable_name(content["backbone"]["name"])
+        return content
+
+
+def portable_name(name: str) -> str:
+    """A backbone's name as it is stored: sizes and hub names stay, a path is reduced to its last part."""
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply overrides of the form ``section.key=value``.
+
+    Raises:
+        RecipeError: the file is missing, no YAML mapping, has an unknown key (names the nearest valid
+            one), a value of the wrong type or out of range (names the range), or a combination that
+            cannot work.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise RecipeError(f"{path}{where}: cannot be read as YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
+    return parse_recipe(content, source=str(path), overrides=overrides)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own rule is that a repeated key silently wins; in a recipe it is a slip."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} appears twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_recipe(content: dict[str, Any], *, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Check a recipe's content; `source` names it in errors. Raises RecipeError."""
+    for override in overrides:
+        content = _apply_override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {describe(error, Recipe)}") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    key, separator, value = override.partition("=")
+    keys = key.strip().split(".")
+    if not separator or not all(keys):
+        raise RecipeError(f"{override!r}: an override has the form section.key=value")
+    return _with_value(content, keys, _override_value(keys, value, override), override)
+
+
+def _override_value(keys: list[str], value: str, override: str) -> Any:
+    field = field_at(Recipe, keys)
+    alternatives = {field.annotation, *get_args(field.annotation)} if field else set()
+    # Text is taken as it stands: a prompt such as "{question}" or a name such as 007 is no YAML.
+    if str in alternatives and not (value == "null" and type(None) in alternatives):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"{override!r}: the value is not YAML") from None
+
+
+def _with_value(content: dict[str, Any], parts: list[str], value: Any, override: str) -> dict[str, Any]:
+    head, rest = parts[0], parts[1:]
+    if not rest:
+        return {**content, head: value}
+    inner = content.get(head, {})
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise RecipeError(f"{override!r}: {head} is a value, not a section")
+    return {**content, head: _with_value(inner, rest, value, override)}
+
+
+def match_splits(patterns: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """Return the splits that `evaluation.splits` names, each once, in the order of the patterns.
+
+    A pattern is a name or a shell pattern: ``test*`` is every test split that a dataset happens to have.
+
+    Raises:
+        UsageError: a pattern matches no split.
+    """
+    names = tuple(available)
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise UsageError(f"evaluation.splits: no split matches {pattern!r}{did_you_mean(pattern, names)}")
+        chosen.update(dict.fromkeys(matches))
+    return tuple(chosen)
