@@ -47,7 +47,7 @@ class BiomedGPTDecoder(nn.Module, PositionTables):
 
         Args:
             input_ids: [B, T] int64; with a cache only the new tokens.
-            attention_mask: [B, past + T], 1 for real tokens, or None.
+            attention_mask: [B, past + T], 1 for real tokens, or transformers' additive [B, 1, T, slots], or None.
             encoder_hidden_states: [B, S, D].
             encoder_attention_mask: [B, S] boolean.
             encoder_positions: [1, S, D] normed position embeddings of the encoder; None where `cache` knows them.
@@ -109,8 +109,10 @@ class BiomedGPTDecoder(nn.Module, PositionTables):
     def _key_padding(attention_mask: Tensor | None, length: int, cache: BiomedGPTCache | None) -> Tensor | None:
         if attention_mask is None:
             return None
-        if attention_mask.dim() != 2:
-            raise ValueError("decoder_attention_mask: expected [B, T] with 1 for real tokens")
+        if attention_mask.dim() == 4:
+            # transformers' additive mask [B, 1, T, slots] for a static cache; causality is ours, so what
+            # the last query sees tells which keys are real.
+            return attention_mask[:, 0, -1] == 0
         mask = attention_mask.to(torch.bool)[:, :length]
         slots = cache.self_attention_cache.get_max_length() if cache is not None and cache.is_compileable else length
         return nn.functional.pad(mask, (0, max(slots, length) - mask.shape[1]), value=False)

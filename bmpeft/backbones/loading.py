@@ -1,0 +1,142 @@
+"""Find a backbone by name: an embedded or size name, a directory, or a name on the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from bmpeft.attention import resolve_backend
+from bmpeft.backbones.base import FrozenBackbone
+from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
+from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE, BACKBONE_SCHEMA_VERSION, BiomedGPTBackbone
+from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
+from bmpeft.backbones.quiet_loading import no_progress_bars
+from bmpeft.backbones.tokenizing import load_tokenizer
+from bmpeft.errors import BackboneError, UsageError, did_you_mean
+from bmpeft.recipe import BackboneSection
+
+PREFIX = "biomedgpt-"
+EMBEDDED = Path(__file__).parent / "nano"
+
+
+def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
+    """Load what a recipe's `backbone` section names, frozen, on the fastest device there is.
+
+    Raises:
+        UsageError: there is no such size, or it has no pretrained weights.
+        BackboneError: the directory is missing, incomplete, damaged or not a backbone; the hub cannot be reached.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    directory = Path(section.name).expanduser()
+    if directory.is_dir():
+        backbone = _from_directory(directory, section)
+    elif section.name.startswith(PREFIX) and "/" not in section.name:
+        backbone = _from_size(section)
+    elif section.name.count("/") == 1 and not section.name.startswith((".", "/", "~")):
+        backbone = _from_directory(_download(section.name), section)
+    else:
+        names = [PREFIX + size for size in SIZES]
+        raise BackboneError(f"backbone {section.name!r}: no such directory{did_you_mean(section.name, names)}")
+    backbone.model.to(device=device, dtype=_dtype(section.dtype, device))
+    return backbone
+
+
+def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
+    """Random weights of a size; the fingerprint covers configuration, seed and tensors."""
+    size = section.name.removeprefix(PREFIX)
+    if size not in SIZES:
+        raise UsageError(f"backbone {section.name!r} is unknown{did_you_mean(section.name, [PREFIX + s for s in SIZES])}")
+    if section.init != "random":
+        raise UsageError(
+            f"backbone {section.name}: no pretrained weights in this version; give a backbone directory, "
+            "or backbone.init=random for untrained weights"
+        )
+    model = BiomedGPTForConditionalGeneration.from_size(
+        size, seed=section.init_seed, attn_implementation=resolve_backend(section.attention)
+    )
+    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else EMBEDDED, model.config.vocab_size)
+    context = {"size": size, "config": _architecture(model.config), "seed": section.init_seed}
+    return BiomedGPTBackbone(
+        name=section.name,
+        init="random",
+        init_seed=section.init_seed,
+        model=model,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint_of(canonical_state(model), context=context),
+    )
+
+
+def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackbone:
+    """A directory that `FrozenBackbone.save_pretrained` wrote; its stored tensors are checked against their digest."""
+    if section.init == "random":
+        raise UsageError(f"backbone {section.name}: a directory has its own weights; backbone.init=random needs a size name")
+    content = _read_description(directory)
+    try:
+        with no_progress_bars():
+            model = BiomedGPTForConditionalGeneration.from_pretrained(
+                directory, attn_implementation=resolve_backend(section.attention), local_files_only=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(f"{directory}: weights cannot be loaded: {_first_line(error)}") from None
+    if fingerprint_of(canonical_state(model)) != content["stored_tensors"]:
+        raise BackboneError(f"{directory}: the weights are not those that {BACKBONE_FILE} describes")
+    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else directory, model.config.vocab_size)
+    return BiomedGPTBackbone(
+        name=section.name,
+        init=content["init"],
+        init_seed=content["init_seed"],
+        model=model,
+        tokenizer=tokenizer,
+        fingerprint=content["fingerprint"],
+    )
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    path = directory / BACKBONE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BackboneError(f"{directory}: not a bmpeft backbone directory (no {BACKBONE_FILE})") from None
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path}: cannot be read: {_first_line(error)}") from None
+    expected = {"schema_version": int, "init": str, "fingerprint": str, "stored_tensors": str}
+    if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in expected.items()):
+        raise BackboneError(f"{path}: expected the keys {', '.join(expected)}")
+    if content["schema_version"] != BACKBONE_SCHEMA_VERSION:
+        raise BackboneError(
+            f"{path}: schema version {content['schema_version']}, this bmpeft reads {BACKBONE_SCHEMA_VERSION}"
+        )
+    content.setdefault("init_seed", None)
+    return content
+
+
+def _download(name: str) -> Path:
+    """The hub's copy of a backbone directory, from the cache where the hub cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
+        raise BackboneError(f"backbone {name!r}: the hub cannot be reached and no copy is cached") from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BackboneError(f"backbone {name!r}: {_first_line(error)}") from None
+
+
+def _architecture(config: BiomedGPTConfig) -> dict[str, Any]:
+    """The configuration's own fields, without versions and run-time settings of transformers."""
+    return {name: getattr(config, name) for name in BiomedGPTConfig.__annotations__}
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Nano, the embedded backbone: its tokenizer and how it was made."""

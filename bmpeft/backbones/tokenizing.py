@@ -1,0 +1,107 @@
+"""Text to token ids: the tokenizer file, and truncation that never touches the prompt's own words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from bmpeft.errors import BackboneError, BmpeftError
+from bmpeft.records import Example
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+"""In the order of their ids, 0 to 3."""
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer with the text of its file, which is what is digested and stored again."""
+
+    tokenizer: PreTrainedTokenizerFast
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's content, independent of its JSON layout."""
+        return hashlib.sha256(json.dumps(json.loads(self.text), sort_keys=True).encode()).hexdigest()
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> LoadedTokenizer:
+    """Read ``directory/tokenizer.json`` and check it against the model.
+
+    Raises:
+        BackboneError: no such file, damaged, special tokens elsewhere than at ids 0 to 3, or more
+            tokens than the model has embeddings.
+    """
+    path = directory / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BackboneError(f"{path}: no such file; backbone.tokenizer names a directory with tokenizer.json") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{path}: cannot be read: {error}") from None
+    try:
+        core = Tokenizer.from_str(text)
+    except Exception as error:  # the Rust parser raises plain Exception
+        raise BackboneError(f"{path}: not a tokenizer file: {error}") from None
+    for expected, token in enumerate(SPECIAL_TOKENS.values()):
+        if core.token_to_id(token) != expected:
+            raise BackboneError(f"{path}: {token} has id {core.token_to_id(token)}, expected {expected}")
+    if core.get_vocab_size() > vocab_size:
+        raise BackboneError(f"{path}: {core.get_vocab_size()} tokens, but the model has {vocab_size} embeddings")
+    mask = {"mask_token": "<mask>"} if core.token_to_id("<mask>") is not None else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS, **mask)
+    return LoadedTokenizer(tokenizer, text)
+
+
+def source_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int) -> tuple[list[int], int]:
+    """Token ids of an example's source, without special tokens, and how many document tokens were cut.
+
+    Tokens are removed from the inside of `example.document` only, at the end that
+    `example.document_cut` names.
+
+    Raises:
+        BmpeftError: the source without its document is longer than `limit` tokens.
+    """
+    encoding = tokenizer(example.source, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    excess = len(ids) - limit
+    if excess <= 0:
+        return ids, 0
+    start, stop = _document_tokens(encoding["offset_mapping"], example.document)
+    if stop - start < excess:
+        raise BmpeftError(
+            f"record {example.record.id}: the prompt without its document takes {len(ids) - (stop - start)} tokens, "
+            f"and {limit} fit: raise data.max_source_length"
+        )
+    cut = slice(start, start + excess) if example.document_cut == "head" else slice(stop - excess, stop)
+    del ids[cut]
+    return ids, excess
+
+
+def _document_tokens(offsets: list[tuple[int, int]], document: tuple[int, int] | None) -> tuple[int, int]:
+    """Range of the tokens that lie wholly inside the document's characters."""
+    if document is None:
+        return 0, 0
+    inside = [i for i, (start, stop) in enumerate(offsets) if document[0] <= start and stop <= document[1]]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def target_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int) -> list[int]:
+    """Token ids of an example's target with the end token.
+
+    Raises:
+        BmpeftError: there is no target, or it is longer than `limit` tokens.
+    """
+    if not example.target or not example.target.strip():
+        raise BmpeftError(f"record {example.record.id}: no answer to train on")
+    ids = [*tokenizer(example.target, add_special_tokens=False, verbose=False)["input_ids"], tokenizer.eos_token_id]
+    if len(ids) > limit:
+        raise BmpeftError(
+            f"record {example.record.id}: the answer has {len(ids)} tokens, and {limit} fit: raise data.max_target_length"
+        )
+    return ids
