@@ -1,0 +1,118 @@
+"""Splits that depend on content alone: by a seeded hash, never by row order or a random generator's version."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from bmpeft.recipe import SplitSection
+    from bmpeft.records import Record
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def group_of(*texts: str) -> str:
+    """The group of records with this text: 16 hexadecimal digits over its words, whatever case and punctuation."""
+    return hashlib.sha256("\n".join(normalize_words(text) for text in texts).encode()).hexdigest()[:16]
+
+
+def normalize_words(text: str) -> str:
+    """Lower-case runs of letters and digits, joined by single spaces (after Unicode NFKC)."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def divide(
+    records: Sequence[Record], shares: Mapping[str, float], seed: int, *, source: Path, rest: str = "train"
+) -> dict[str, tuple[Record, ...]]:
+    """Divide records by group; `shares` says which part of the groups each split gets, `rest` gets what is left.
+
+    The hash of a group decides alone, so rows that are added or removed move no other row, and records
+    of one group are always together. A share of 0 makes no split. The order of the rows is kept.
+
+    Raises:
+        DataError: a split that was asked for would be empty; names `source`.
+    """
+    members: dict[str, list[Record]] = {rest: [], **{name: [] for name, share in shares.items() if share > 0}}
+    for record in records:
+        split = _split_of(record.group, shares, seed) or rest
+        members[split].append(dataclasses.replace(record, split=split))
+    for name, rows in members.items():
+        if not rows:
+            groups = len({record.group for record in records})
+            share = shares.get(name, 1.0 - sum(shares.values()))
+            raise DataError(
+                source,
+                f"the {name} split would be empty: a share of {share:g} of {groups} questions; "
+                f"change data.split.seed or the shares (0 makes no split)",
+            )
+    return {name: tuple(rows) for name, rows in members.items()}
+
+
+def describe_all(split: SplitSection) -> str:
+    """How rows without an official split were divided, as it is written on score cards."""
+    return f"by question, seeded hash (seed {split.seed}, validation {split.validation:g}, test {split.test:g})"
+
+
+def describe_validation(split: SplitSection) -> str:
+    """How a validation split was taken from the official training rows."""
+    return f"validation by question, seeded hash (seed {split.seed}, validation {split.validation:g})"
+
+
+def first_of_shuffle(records: Sequence[Record], n: int | None, seed: int) -> tuple[Record, ...]:
+    """The first `n` records of a seeded shuffle, or all; the choice depends on ids alone and grows with `n`.
+
+    They come in the order of the dataset.
+    """
+    if n is None or n >= len(records):
+        return tuple(records)
+    ranked = sorted(records, key=lambda record: _hash(seed, record.id))
+    chosen = {record.id for record in ranked[:n]}
+    return tuple(record for record in records if record.id in chosen)
+
+
+def split_digest(records: Iterable[Record]) -> str:
+    """SHA-256 over ids and content of a split's records, independent of their order.
+
+    The content is question, text, choices, answers, label and the image's digest, with Unicode in NFKC
+    and runs of white space as one space, so that line ends and re-wrapping do not change the digest.
+    """
+    rows = sorted(json.dumps(_content(record), sort_keys=True, ensure_ascii=True) for record in records)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _content(record: Record) -> list[object]:
+    return [
+        record.id,
+        _plain(record.question),
+        _plain(record.text),
+        [_plain(choice) for choice in record.choices or ()],
+        [_plain(answer) for answer in record.answers or ()],
+        record.label,
+        record.image.digest if record.image else None,
+    ]
+
+
+def _plain(text: str | None) -> str | None:
+    return None if text is None else " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _split_of(group: str, shares: Mapping[str, float], seed: int) -> str | None:
+    position, border = _hash(seed, group) / 2.0**64, 0.0
+    for name, share in shares.items():
+        border += share
+        if position < border:
+            return name
+    return None
+
+
+def _hash(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big")

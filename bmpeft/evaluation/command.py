@@ -1,0 +1,129 @@
+"""What `bmpeft eval` does: rebuild what a stored adapter needs, measure it, return the card.
+
+The backbone, prompt, decoding and data come from the adapter itself or from a recipe; overrides apply to
+either, so that an adapter is measured on other rows with ``data.path=FILE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmpeft.adapters.artifact import load_artifact, update_score_card
+from bmpeft.adapters.manifest import Manifest
+from bmpeft.datasets import read_dataset
+from bmpeft.datasets.medqa import EMBEDDED
+from bmpeft.errors import UsageError, did_you_mean
+from bmpeft.evaluation.run import OnPredictions, evaluate
+from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
+from bmpeft.recipe import Recipe, load_recipe, parse_recipe
+from bmpeft.recipe_store import resolve_recipe
+from bmpeft.tasks import make_task
+
+if TYPE_CHECKING:
+    from bmpeft.progress import Progress
+
+SECTIONS_THAT_MATTER = ("backbone", "data", "evaluation", "task")
+
+
+def evaluate_target(
+    target: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    adapter: str | Path | None = None,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    save: bool = False,
+    progress: Progress,
+    on_predictions: OnPredictions | None = None,
+) -> ScoreCard:
+    """Measure an adapter.
+
+    Args:
+        target: an adapter's directory, or a recipe (file or shipped name).
+        overrides: ``section.key=value`` on the recipe, or on the one that the adapter remembers.
+        adapter: with a recipe, the adapter to measure; default: the one that training it wrote.
+        splits: instead of `evaluation.splits`; names or shell patterns.
+        limit: instead of `evaluation.limit`.
+        save: put the card into the adapter, in place of the one that it has.
+        progress: shows the passes over the rows.
+        on_predictions: gets each split's name and the adapter's predictions.
+
+    Raises:
+        UsageError: no such target, no adapter, or an override that changes nothing here.
+        BmpeftError: the adapter, its backbone or the data cannot be read.
+    """
+    changes = [*overrides]
+    changes += [f"evaluation.splits=[{', '.join(map(repr, splits))}]"] if splits else []
+    changes += [f"evaluation.limit={limit}"] if limit is not None else []
+    if Path(target).is_dir():
+        if adapter is not None:
+            raise UsageError(f"--adapter goes with a recipe, but {target} is an adapter itself")
+        directory = Path(target)
+        recipe = _remembered_recipe(directory, changes)
+    else:
+        recipe = load_recipe(resolve_recipe(str(target)), changes)
+        directory = Path(adapter) if adapter is not None else Path(recipe.output.directory) / recipe.output.name
+        if not directory.is_dir():
+            raise UsageError(
+                f"{directory}: no adapter there; `bmpeft train {target}` makes one, --adapter names another"
+            )
+    card = _measure(directory, recipe, progress, on_predictions)
+    if save:
+        update_score_card(directory, card.model_dump(mode="json"), markdown=to_markdown(card))
+    return card
+
+
+def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
+    """The recipe of an adapter, with its prompt spelled out, and with overrides."""
+    for override in overrides:
+        section = override.partition(".")[0]
+        if section not in SECTIONS_THAT_MATTER:
+            hint = did_you_mean(section, SECTIONS_THAT_MATTER)
+            raise UsageError(f"{override!r}: changes nothing in an evaluation{hint}")
+    manifest = load_artifact(directory).manifest
+    content = {**manifest.recipe, "task": manifest.task.model_dump(mode="json")}
+    recipe = parse_recipe(content, source=str(directory), overrides=overrides)
+    if recipe.data.path != EMBEDDED and not Path(recipe.data.path).expanduser().exists():
+        raise UsageError(
+            f"{directory} remembers only the name of its data, {recipe.data.path!r}, and nothing of that name is here; "
+            "add data.path=FILE_OR_DIRECTORY"
+        )
+    return recipe
+
+
+def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions: OnPredictions | None) -> ScoreCard:
+    artifact = load_artifact(directory)
+    dataset = read_dataset(recipe.data)
+    task = make_task(recipe.task, recipe.data.dataset)
+    from bmpeft.adapters.runtime import Backbone
+    from bmpeft.backbones import load_frozen_backbone
+
+    backbone = Backbone(load_frozen_backbone(recipe.backbone))
+    name = backbone.load_adapter(directory)
+    with backbone.model_with(name) as model:
+        return evaluate(
+            backbone.frozen,
+            model,
+            adapter=name,
+            task=task,
+            dataset=dataset,
+            evaluation=recipe.evaluation,
+            max_source_length=recipe.data.max_source_length,
+            seed=recipe.training.seed,
+            trained_on=_trained_on(artifact.manifest),
+            without_adapter=lambda: backbone.model_with(None),
+            progress=progress,
+            on_predictions=on_predictions,
+        )
+
+
+def _trained_on(manifest: Manifest) -> TrainedOn:
+    data = manifest.data
+    return TrainedOn(
+        dataset=data.dataset,
+        split_digest=data.split_digests["train"],
+        contamination=data.contamination.get("train"),
+        rows=data.train_rows,
+    )

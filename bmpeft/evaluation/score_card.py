@@ -1,0 +1,272 @@
+"""The score card: what was measured, on which rows, against which controls, and what speaks against the figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from bmpeft.recipe import portable_name
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bmpeft.backbones.base import FrozenBackbone
+    from bmpeft.datasets import LoadedDataset
+
+
+class CardPart(BaseModel):
+    """Base of all parts.
+
+    What follows from other fields (`remarks`, `beaten`) is written with them, for readers of the JSON, and
+    computed anew when a card is read, so that it cannot disagree; hence extra="ignore". Another schema is
+    refused by `schema_version`.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Metric(CardPart):
+    """A figure with its definition id and 95 % bootstrap interval over `n` rows."""
+
+    id: str
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1)
+
+
+class Difference(CardPart):
+    """The model's deciding metric minus a control's, with the 95 % interval of the paired bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Control(CardPart):
+    """What something simpler scores on the same rows. It is beaten where the interval of the difference is above 0."""
+
+    name: str
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    difference: Difference
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def beaten(self) -> bool:
+        return self.difference.low > 0.0
+
+
+class Truncation(CardPart):
+    """How many rows were shortened to fit the model, and by how many tokens of their documents in all."""
+
+    rows: int
+    rows_cut: int
+    document_tokens_cut: int
+
+
+class SplitResult(CardPart):
+    """The figures of one split. The first metric decides comparisons."""
+
+    split: str
+    split_digest: str
+    rows: int = Field(description="of the whole split")
+    n: int = Field(ge=1, description="rows that were measured")
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    controls: tuple[Control, ...]
+    truncation: Truncation
+    seconds: float = Field(description="of the model's own answers, controls not included")
+    rows_per_second: float
+
+
+class BackboneStamp(CardPart):
+    """Which frozen weights were used, and how."""
+
+    name: str
+    fingerprint: str
+    init: Literal["pretrained", "random"]
+    init_seed: int | None
+    dtype: str
+    attention: str
+
+    @classmethod
+    def of(cls, backbone: FrozenBackbone) -> BackboneStamp:
+        """The stamp of a loaded backbone; of a directory only the last part of its path is kept."""
+        return cls.model_validate(
+            {
+                "name": portable_name(backbone.name),
+                "fingerprint": backbone.fingerprint,
+                "init": backbone.init,
+                "init_seed": backbone.init_seed,
+                "dtype": str(backbone.dtype).removeprefix("torch."),
+                "attention": backbone.attention,
+            }
+        )
+
+
+class TrainedOn(CardPart):
+    """The rows that an adapter was trained on, and how many of them are in an official evaluation set."""
+
+    dataset: str
+    split_digest: str
+    contamination: str | None = None
+    rows: int | None = None
+    contaminated_rows: int | None = None
+
+    @classmethod
+    def of(cls, dataset: LoadedDataset, split: str = "train") -> TrainedOn:
+        return cls(
+            dataset=dataset.name,
+            split_digest=dataset.split_digests[split],
+            rows=len(dataset.splits[split]),
+            contamination=dataset.contamination.get(split),
+            contaminated_rows=dataset.contamination_counts.get(split),
+        )
+
+
+class ScoreCard(CardPart):
+    """One evaluation; may cover several splits."""
+
+    schema_version: Literal[1] = 1
+    task: str
+    prompt: str
+    decoding: dict[str, str | int | float]
+    dataset: str
+    synthetic: bool
+    split_method: str
+    limit: int | None = Field(description="rows of each split at most, the first of a seeded shuffle; None: all")
+    results: tuple[SplitResult, ...] = Field(min_length=1)
+    backbone: BackboneStamp
+    adapter: str | None
+    trained_on: TrainedOn | None
+    max_source_length: int
+    seed: int
+    bootstrap_samples: int
+    versions: dict[str, str]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know before any figure; the first line of every rendering."""
+        remarks = []
+        if self.trained_on is not None and self.trained_on.contamination is not None:
+            remarks.append(f"contaminated: {self.trained_on.contamination}{_share(self.trained_on)}")
+        if self.trained_on is not None:
+            own = [r.split for r in self.results if r.split_digest == self.trained_on.split_digest]
+            remarks += [f"{split} holds the rows that the adapter was trained on" for split in own]
+        if self.synthetic:
+            remarks.append("synthetic data")
+        if self.backbone.init == "random":
+            remarks.append("untrained backbone")
+        remarks += [
+            f"does not beat control {control.name} on {result.split}"
+            for result in self.results
+            for control in result.controls
+            if not control.beaten
+        ]
+        return tuple(remarks)
+
+
+def _share(trained_on: TrainedOn) -> str:
+    if trained_on.contaminated_rows is None or trained_on.rows is None:
+        return ""
+    return f" ({trained_on.contaminated_rows:,} of {trained_on.rows:,} training rows)"
+
+
+def to_markdown(card: ScoreCard) -> str:
+    """The card as Markdown; the first line holds the remarks."""
+    lines = [f"**Remarks:** {'; '.join(card.remarks) or 'none'}", ""]
+    lines += ["| " + " | ".join(_HEADINGS) + " |", "|---|---|---|---|---:|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(card)]
+    lines += ["", *(f"- {name}: {value}" for name, value in _notes(card))]
+    return "\n".join(lines) + "\n"
+
+
+def rich_table(card: ScoreCard) -> RenderableType:
+    """The card for a terminal; the first line holds the remarks."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*_HEADINGS, box=None, pad_edge=False, header_style="bold")
+    for row in _rows(card):
+        table.add_row(*map(Text, row))
+    remarks = Text("; ".join(card.remarks) or "no remarks", style="bold yellow" if card.remarks else "green")
+    notes = Text("\n".join(f"{name}: {value}" for name, value in _notes(card)), style="dim")
+    return Group(remarks, table, notes)
+
+
+_HEADINGS = ("split", "who", "metric", "value [95 %]", "n", "model minus control [95 %]")
+
+
+class _TableRow(NamedTuple):
+    split: str
+    who: str
+    metric: str
+    value: str
+    n: str
+    difference: str
+
+
+def _rows(card: ScoreCard) -> list[_TableRow]:
+    """The model's metrics and then each control's, split by split; only new split and system names are written."""
+    rows = []
+    for result in card.results:
+        model = card.adapter or "bare backbone"
+        systems = [
+            (model, result.metrics, ""),
+            *((f"control {c.name}", c.metrics, _verdict(c)) for c in result.controls),
+        ]
+        for who, metrics, verdict in systems:
+            for i, metric in enumerate(metrics):
+                first = who == model and i == 0
+                rows.append(
+                    _TableRow(
+                        result.split if first else "",
+                        who if i == 0 else "",
+                        metric.name,
+                        _interval(metric),
+                        f"{metric.n:,}",
+                        verdict if i == 0 else "",
+                    )
+                )
+    return rows
+
+
+def _notes(card: ScoreCard) -> list[tuple[str, str]]:
+    backbone, trained_on = card.backbone, card.trained_on
+    random = f", random weights (seed {backbone.init_seed})" if backbone.init == "random" else ""
+    notes = [
+        ("data", f"{card.dataset}{' (synthetic)' if card.synthetic else ''}, split {card.split_method}"),
+        (
+            "backbone",
+            f"{backbone.name}{random}, {backbone.dtype}, attention {backbone.attention}, "
+            f"fingerprint {backbone.fingerprint[:12]}",
+        ),
+    ]
+    if trained_on is not None:
+        rows = "" if trained_on.rows is None else f", {trained_on.rows:,} rows"
+        notes.append(("trained on", f"{trained_on.dataset}{rows}, digest {trained_on.split_digest[:12]}"))
+    for result in card.results:
+        parts = (
+            f"{result.n:,} of {result.rows:,} rows, digest {result.split_digest[:12]}",
+            f"{_cut(result.truncation)} (limit {card.max_source_length})",
+            f"{result.rows_per_second:,.1f} rows/s",
+        )
+        notes.append((result.split, "; ".join(parts)))
+    return [*notes, ("seed", f"{card.seed}, {card.bootstrap_samples:,} bootstrap samples")]
+
+
+def _cut(truncation: Truncation) -> str:
+    if truncation.rows_cut == 0:
+        return "no row cut"
+    return f"{truncation.rows_cut:,} rows cut by {truncation.document_tokens_cut:,} tokens in all"
+
+
+def _verdict(control: Control) -> str:
+    return f"{_interval(control.difference, sign='+')} {'beaten' if control.beaten else 'not beaten'}"
+
+
+def _interval(figure: Metric | Difference, sign: str = "") -> str:
+    return f"{figure.value:{sign}.3f} [{figure.low:{sign}.3f}, {figure.high:{sign}.3f}]"

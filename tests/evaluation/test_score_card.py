@@ -1,0 +1,153 @@
+"""Score cards: remarks come first in every rendering, and a card survives its own JSON."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from bmpeft.evaluation.score_card import ScoreCard, rich_table, to_markdown
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    metric = {"id": "accuracy/choices-sum@1", "name": "accuracy (sum)", "value": 0.5, "low": 0.4, "high": 0.6, "n": 90}
+    control = {
+        "name": "majority",
+        "metrics": [{**metric, "value": 0.3}],
+        "difference": {"value": 0.2, "low": 0.1, "high": 0.3},
+    }
+    result = {
+        "split": "test",
+        "split_digest": "a" * 64,
+        "rows": 100,
+        "n": 90,
+        "metrics": [metric],
+        "controls": [control],
+        "truncation": {"rows": 90, "rows_cut": 2, "document_tokens_cut": 31},
+        "seconds": 3.0,
+        "rows_per_second": 30.0,
+    }
+    card = {
+        "task": "question_answering",
+        "prompt": " {question}",
+        "decoding": {"method": "candidates", "normalization": "sum"},
+        "dataset": "medqa",
+        "synthetic": False,
+        "split_method": "official",
+        "limit": 90,
+        "results": [result],
+        "backbone": {
+            "name": "biomedgpt-base",
+            "fingerprint": "b" * 64,
+            "init": "pretrained",
+            "init_seed": None,
+            "dtype": "float32",
+            "attention": "eager",
+        },
+        "adapter": "mine",
+        "trained_on": {"dataset": "medqa", "split_digest": "c" * 64},
+        "max_source_length": 256,
+        "seed": 0,
+        "bootstrap_samples": 2000,
+        "versions": {"bmpeft": "0.1.0"},
+    }
+    return {**card, **changes}
+
+
+def card(**changes: Any) -> ScoreCard:
+    return ScoreCard.model_validate(content(**changes))
+
+
+def not_beaten() -> dict[str, Any]:
+    values = content()
+    values["results"][0]["controls"][0]["difference"] = {"value": 0.05, "low": 0.0, "high": 0.1}
+    return values
+
+
+def test_a_card_survives_json_and_tells_what_follows_from_it() -> None:
+    original = card()
+    dumped = original.model_dump(mode="json")
+    assert dumped["remarks"] == []
+    assert dumped["results"][0]["controls"][0]["beaten"] is True
+    assert ScoreCard.model_validate(dumped) == original
+    assert ScoreCard.model_validate_json(original.model_dump_json()) == original
+
+
+def test_remarks_of_a_stored_card_are_computed_not_believed() -> None:
+    stored = card(**not_beaten()).model_dump(mode="json") | {"remarks": []}
+    assert ScoreCard.model_validate(stored).remarks == ("does not beat control majority on test",)
+
+
+def test_a_card_of_another_schema_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        card(schema_version=2)
+
+
+CONTAMINATED = {
+    "dataset": "medqa",
+    "split_digest": "c" * 64,
+    "contamination": "official MedQA test",
+    "rows": 859,
+    "contaminated_rows": 859,
+}
+BACKBONE = {**content()["backbone"], "init": "random", "init_seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        ({"trained_on": CONTAMINATED}, "contaminated: official MedQA test (859 of 859 training rows)"),
+        ({"trained_on": {**CONTAMINATED, "contaminated_rows": None}}, "contaminated: official MedQA test"),
+        (
+            {"trained_on": {"dataset": "medqa", "split_digest": "a" * 64}},
+            "test holds the rows that the adapter was trained on",
+        ),
+        ({"synthetic": True}, "synthetic data"),
+        ({"backbone": BACKBONE}, "untrained backbone"),
+        (not_beaten(), "does not beat control majority on test"),
+    ],
+)
+def test_every_remark_is_in_the_first_line(changes: dict[str, Any], remark: str) -> None:
+    made = card(**changes)
+    assert made.remarks == (remark,)
+    assert to_markdown(made).splitlines()[0] == f"**Remarks:** {remark}"
+    assert rendered(made).splitlines()[0].strip() == remark
+
+
+def test_all_remarks_stand_together_contamination_first() -> None:
+    made = card(**{**not_beaten(), "trained_on": CONTAMINATED, "backbone": BACKBONE, "synthetic": True})
+    first = to_markdown(made).splitlines()[0]
+    assert first.startswith("**Remarks:** contaminated: official MedQA test")
+    assert [part in first for part in ("synthetic data", "untrained backbone", "does not beat control majority")] == [
+        True
+    ] * 3
+
+
+def test_without_remarks_the_first_line_says_so() -> None:
+    assert to_markdown(card()).splitlines()[0] == "**Remarks:** none"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "0.500 [0.400, 0.600]",
+        "+0.200 [+0.100, +0.300] beaten",
+        "90 of 100 rows",
+        "2 rows cut by 31 tokens in all (limit 256)",
+        "biomedgpt-base",
+        "aaaaaaaaaaaa",
+        "2,000 bootstrap samples",
+    ],
+)
+def test_both_renderings_show_the_figures(shown: str) -> None:
+    assert shown in to_markdown(card())
+    assert shown in " ".join(rendered(card()).split())
+
+
+def rendered(made: ScoreCard) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(rich_table(made))
+    return stream.getvalue()
