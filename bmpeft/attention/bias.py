@@ -82,9 +82,7 @@ class PositionBias:
             bias = text if bias is None else bias + text
         if self.image_table is not None and num_image > offset:
             image = self._image_block(self.image_table, num_queries)
-            image = torch.nn.functional.pad(
-                image, (0, num_keys - image.shape[-1], 0, num_queries - image.shape[-2])
-            )
+            image = torch.nn.functional.pad(image, (0, num_keys - image.shape[-1], 0, num_queries - image.shape[-2]))
             bias = image if bias is None else bias + image
         return bias
 

@@ -56,8 +56,18 @@ class FrozenBackbone(ABC):
 
     family: ClassVar[str]
 
-    def __init__(self, *, name: str, init: str, init_seed: int | None, model: PreTrainedModel,
-                 tokenizer: PreTrainedTokenizerFast, fingerprint: str, tokenizer_digest: str, attention: str) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        init: str,
+        init_seed: int | None,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        fingerprint: str,
+        tokenizer_digest: str,
+        attention: str,
+    ) -> None:
         self.name, self.init, self.init_seed = name, init, init_seed
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
@@ -83,20 +93,32 @@ class FrozenBackbone(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
-        """Pad examples to one batch: `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored)."""
+        """Pad examples to one batch.
 
-    @abstractmethod
-    def score_candidates(self, model: Any, examples: Sequence[Example], *, max_source_length: int) -> list[CandidateScores]:
-        """Log-likelihood of every one of each example's `choices`; the encoder runs once for each example.
-
-        `model` is this backbone's model, bare or wrapped by peft. Any number of choices, also different ones per example.
+        Returns:
+            `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored).
         """
 
     @abstractmethod
-    def generate(self, model: Any, examples: Sequence[Example], decoding: BeamDecoding | SampleDecoding, *,
-                 max_source_length: int) -> list[str]:
+    def score_candidates(
+        self, model: Any, examples: Sequence[Example], *, max_source_length: int
+    ) -> list[CandidateScores]:
+        """Log-likelihood of every one of each example's `choices`; the encoder runs once for each example.
+
+        `model` is this backbone's model, bare or wrapped by peft. The number of choices may differ by example.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        decoding: BeamDecoding | SampleDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
         """Free text for every example."""
 
     @abstractmethod
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write a backbone directory that `load_backbone` and transformers read: weights, config, tokenizer, fingerprint."""
+        """Write weights, config, tokenizer and fingerprint: a directory that `load_backbone` and transformers read."""

@@ -41,7 +41,7 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
     else:
         names = [PREFIX + size for size in SIZES]
         raise BackboneError(f"backbone {section.name!r}: no such directory{did_you_mean(section.name, names)}")
-    backbone.model.to(device=device, dtype=_dtype(section.dtype, device))
+    backbone.model.to(device=device, dtype=_dtype(section.dtype, device))  # type: ignore[call-arg]  # an untyped wrapper
     return backbone
 
 
@@ -49,7 +49,7 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
     """Random weights of a size; the fingerprint covers configuration, seed and tensors."""
     size = section.name.removeprefix(PREFIX)
     if size not in SIZES:
-        raise UsageError(f"backbone {section.name!r} is unknown{did_you_mean(section.name, [PREFIX + s for s in SIZES])}")
+        raise UsageError(f"backbone {section.name!r}: unknown{did_you_mean(section.name, [PREFIX + s for s in SIZES])}")
     if section.init != "random":
         raise UsageError(
             f"backbone {section.name}: no pretrained weights in this version; give a backbone directory, "
@@ -73,7 +73,7 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
 def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackbone:
     """A directory that `FrozenBackbone.save_pretrained` wrote; its stored tensors are checked against their digest."""
     if section.init == "random":
-        raise UsageError(f"backbone {section.name}: a directory has its own weights; backbone.init=random needs a size name")
+        raise UsageError(f"backbone {section.name}: a directory has weights; backbone.init=random needs a size name")
     content = _read_description(directory)
     try:
         with no_progress_bars():

@@ -102,6 +102,7 @@ def target_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int)
     ids = [*tokenizer(example.target, add_special_tokens=False, verbose=False)["input_ids"], tokenizer.eos_token_id]
     if len(ids) > limit:
         raise BmpeftError(
-            f"record {example.record.id}: the answer has {len(ids)} tokens, and {limit} fit: raise data.max_target_length"
+            f"record {example.record.id}: the answer has {len(ids)} tokens, and {limit} fit: "
+            "raise data.max_target_length"
         )
     return ids

@@ -50,9 +50,7 @@ def test_truncation_cuts_the_document_and_nothing_else(
 ) -> None:
     before, after = " context:", " question: is it?"
     source = before + document + after
-    cut = example(
-        source, document=(len(before), len(before) + len(document)), document_cut="head" if head else "tail"
-    )
+    cut = example(source, document=(len(before), len(before) + len(document)), document_cut="head" if head else "tail")
     whole = backbone.encode(cut, max_source_length=256, max_target_length=8)
     encoded = backbone.encode(cut, max_source_length=limit, max_target_length=8)
     assert len(encoded.input_ids) == min(limit, len(whole.input_ids))
@@ -105,9 +103,7 @@ def one_by_one(backbone: BiomedGPTBackbone, item: Example) -> list[tuple[float, 
     """The score of every choice by one whole forward pass each."""
     scores = []
     for choice in item.choices or ():
-        encoded = backbone.encode(
-            Example(item.record, item.source, choice), max_source_length=64, max_target_length=64
-        )
+        encoded = backbone.encode(Example(item.record, item.source, choice), max_source_length=64, max_target_length=64)
         batch = backbone.collate([encoded])
         with torch.no_grad():
             log_probabilities = backbone.model(**batch).logits[0].log_softmax(-1)

@@ -102,9 +102,7 @@ def test_rows_are_generated_as_if_alone(model: BiomedGPTForConditionalGeneration
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
     together = model.generate(**batch(), **options)
     inputs = batch()
-    first = model.generate(
-        input_ids=inputs["input_ids"][:1], pixel_values=inputs["pixel_values"][:1], **options
-    )
+    first = model.generate(input_ids=inputs["input_ids"][:1], pixel_values=inputs["pixel_values"][:1], **options)
     second = model.generate(input_ids=inputs["input_ids"][1:, :4], **options)
     for row, alone in ((together[0], first[0]), (together[1], second[0])):
         assert row[: len(alone)].tolist() == alone.tolist() and (row[len(alone) :] == 1).all()

@@ -131,11 +131,24 @@ class BiomedGPTBackbone(FrozenBackbone):
         with torch.random.fork_rng(devices=devices):
             if isinstance(decoding, SampleDecoding):
                 torch.manual_seed(decoding.seed)
-            ids = _without_wrapper(model).generate(**self._inputs(examples, max_source_length), **options)
+            options |= self._inputs(examples, max_source_length)
+            ids = _without_wrapper(model).generate(**options)
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [text.strip() for text in texts]
+
+    def trained(self, name: str, dtype: torch.dtype) -> BiomedGPTBackbone:
+        """The same backbone after its weights were trained, cast to the type they are stored in: a new fingerprint."""
+        model = self.model.to(dtype=dtype)  # type: ignore[call-arg]  # a wrapper without a type
+        return BiomedGPTBackbone(
+            name=name,
+            init="pretrained",
+            init_seed=None,
+            model=model,
+            tokenizer=LoadedTokenizer(self.tokenizer, self._tokenizer_text),
+            fingerprint=fingerprint_of(canonical_state(model)),
+        )
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write weights, config, tokenizer and `backbone.json`; `AutoModelForSeq2SeqLM` reads the directory too.
@@ -182,7 +195,8 @@ class BiomedGPTBackbone(FrozenBackbone):
         if not example.choices:
             raise BmpeftError(f"record {example.record.id}: no choices to score")
         ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*row[: self.model.config.max_position_embeddings - 1], self.tokenizer.eos_token_id] for row in ids]
+        self._within_positions(max(map(len, ids)) + 1)
+        return [[*row, self.tokenizer.eos_token_id] for row in ids]
 
     def _row_chunks(self, lengths: list[int]) -> Iterator[slice]:
         """Consecutive rows whose logits stay below `MAX_LOGITS`."""
@@ -201,7 +215,8 @@ def _without_wrapper(model: Any) -> BiomedGPTForConditionalGeneration:
 
 
 def _select_rows(outputs: BiomedGPTEncoderOutput, rows: Tensor) -> BiomedGPTEncoderOutput:
-    assert outputs.last_hidden_state is not None and outputs.attention_mask is not None
+    assert outputs.last_hidden_state is not None
+    assert outputs.attention_mask is not None
     return BiomedGPTEncoderOutput(
         last_hidden_state=outputs.last_hidden_state[rows],
         attention_mask=outputs.attention_mask[rows],

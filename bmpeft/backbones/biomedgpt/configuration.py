@@ -93,10 +93,10 @@ class BiomedGPTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     is_encoder_decoder: bool = True
     use_cache: bool = True
-    bos_token_id: int | None = 0
-    pad_token_id: int | None = 1
-    eos_token_id: int | None = 2
-    decoder_start_token_id: int | None = 0
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    decoder_start_token_id: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         for part in ("scale_attn", "scale_fc"):

@@ -9,7 +9,7 @@ from bmpeft.attention import Layout, PositionBias
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.layers import BiomedGPTDecoderLayer
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTCache
-from bmpeft.backbones.biomedgpt.positions import PositionTables, extend, relative_tables, split_factor
+from bmpeft.backbones.biomedgpt.positions import PositionTables, by_bucket, extend, relative_tables, split_factor
 
 
 class BiomedGPTDecoder(nn.Module, PositionTables):
@@ -62,7 +62,7 @@ class BiomedGPTDecoder(nn.Module, PositionTables):
             hidden_states = layer(
                 hidden_states,
                 encoder_hidden_states,
-                self_bias.with_tables(token_table.weight.t(), None),
+                self_bias.with_tables(by_bucket(token_table), None),
                 cross_bias,
                 padding,
                 encoder_attention_mask,

@@ -11,7 +11,7 @@ from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.image_tower import NUM_CHANNELS, ImageTower
 from bmpeft.backbones.biomedgpt.layers import BiomedGPTEncoderLayer
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
-from bmpeft.backbones.biomedgpt.positions import PositionTables, relative_tables, split_factor
+from bmpeft.backbones.biomedgpt.positions import PositionTables, by_bucket, relative_tables, split_factor
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 
@@ -87,7 +87,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         ):
             if output_hidden_states:
                 states.append(hidden_states)
-            layer_bias = bias.with_tables(token_table.weight.t(), image_table.weight.t() if grid else None)
+            layer_bias = bias.with_tables(by_bucket(token_table), by_bucket(image_table) if grid else None)
             hidden_states = layer(hidden_states, layer_bias, visible)
         hidden_states = self.layer_norm(hidden_states)
         return BiomedGPTEncoderOutput(

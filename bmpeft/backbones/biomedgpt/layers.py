@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
@@ -66,7 +68,7 @@ class BiomedGPTAttention(nn.Module):
 
     def _keys_and_values(self, memory: Tensor, cache: EncoderDecoderCache | None) -> tuple[Tensor, Tensor]:
         if cache is not None and self.is_cross and cache.is_updated.get(self.layer_index):
-            layer = cache.cross_attention_cache.layers[self.layer_index]
+            layer: Any = cache.cross_attention_cache.layers[self.layer_index]
             return layer.keys, layer.values
         key, value = self._split_heads(self.k_proj(memory)), self._split_heads(self.v_proj(memory))
         if cache is None:
@@ -152,9 +154,7 @@ class BiomedGPTDecoderLayer(GradientCheckpointingLayer, _FeedForwardMixin):
         hidden_states = self._add(hidden_states, _normed(x, self.self_attn_mid_layer_norm))
 
         normed = self.cross_attn_layer_norm(hidden_states)
-        x = self.cross_attn(
-            normed, encoder_hidden_states, cross_bias, encoder_padding_mask, False, past_key_values
-        )
+        x = self.cross_attn(normed, encoder_hidden_states, cross_bias, encoder_padding_mask, False, past_key_values)
         hidden_states = self._add(hidden_states, _normed(x, self.cross_attn_mid_layer_norm))
         return self._add(hidden_states, self._feed_forward(hidden_states))
 

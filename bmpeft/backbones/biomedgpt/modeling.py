@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import EncoderDecoderCache, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
-from transformers.generation import LogitsProcessor
+from transformers.generation.logits_process import LogitsProcessor
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
@@ -34,7 +34,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = BiomedGPTConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     # The loss takes `num_items_in_batch`, so that Trainer hands it the tokens of the whole accumulation window.
     accepts_loss_kwargs = True
@@ -150,7 +150,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         processors = LogitsProcessorList(logits_processor or [])
         if not allow_code_and_bin_tokens and self.config.code_token_start < self.config.vocab_size:
             processors.append(TextTokensOnly(self.config.code_token_start))
-        return super().generate(*args, logits_processor=processors, **kwargs)
+        return super().generate(*args, logits_processor=processors, **kwargs)  # type: ignore[misc]  # its self is a protocol
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """[B, T] -> [B, T]: the start token, then the labels without their last; ignored labels become padding."""
@@ -164,6 +164,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the shared token embeddings."""
+        assert isinstance(value, nn.Embedding)
         self.encoder.embed_tokens = value
         self.decoder.embed_tokens = value
 
@@ -171,7 +172,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The output projection."""
         return self.decoder.output_projection
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the output projection."""
         self.decoder.output_projection = value
 
@@ -209,7 +210,8 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _memory(self, outputs: BiomedGPTEncoderOutput, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Encoder output and its mask; `attention_mask` serves for a plain BaseModelOutput of a text-only run."""
-        memory: Tensor = outputs.last_hidden_state
+        memory = outputs.last_hidden_state
+        assert memory is not None
         mask = getattr(outputs, "attention_mask", None)
         if mask is None:
             mask = attention_mask if attention_mask is not None else memory.new_ones(memory.shape[:2])
@@ -222,6 +224,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
         grid = getattr(outputs, "image_grid", None)
+        assert outputs.last_hidden_state is not None
         num_image = grid[0] * grid[1] if grid else 0
         return self.encoder.position_embeddings(grid, outputs.last_hidden_state.shape[1] - num_image)
 
@@ -243,7 +246,7 @@ class TextTokensOnly(LogitsProcessor):
     def __init__(self, first_forbidden: int) -> None:
         self.first_forbidden = first_forbidden
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, V] with -inf for the forbidden ids."""
         scores = scores.clone()
         scores[:, self.first_forbidden :] = -math.inf

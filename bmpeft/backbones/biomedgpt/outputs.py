@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -21,7 +20,8 @@ class BiomedGPTEncoderOutput(BaseModelOutput):
         image_grid: (rows, columns) of the patches, None without an image.
     """
 
-    attention_mask: torch.BoolTensor | None = None
+    last_hidden_state: Tensor | None = None
+    attention_mask: Tensor | None = None
     image_grid: tuple[int, int] | None = None
 
 

@@ -47,6 +47,12 @@ def relative_tables(config: BiomedGPTConfig, layers: int, heads: int) -> tuple[n
     )
 
 
+def by_bucket(table: nn.Module) -> Tensor:
+    """A relative table's weight as [H, buckets], which is how `PositionBias` has it."""
+    assert isinstance(table, nn.Embedding)
+    return table.weight.t()
+
+
 def split_factor(projected: Tensor, heads: int, scale_factor: float | None = None) -> Tensor:
     """[1, L, D] -> [1, H, L, D / H], scaled by (D / H * scale_factor)^-0.5 where one is given (the query's side)."""
     factor = projected.unflatten(-1, (heads, -1)).transpose(1, 2)
