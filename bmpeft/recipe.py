@@ -10,18 +10,18 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bmpeft.errors import RecipeError, UsageError, did_you_mean
-from bmpeft.recipe_errors import describe, field_at
+from bmpeft.errors import UsageError, did_you_mean
+from bmpeft.recipe_file import check_content, read_content
 
-RECIPE_SCHEMA_VERSION = 1
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+RECIPE_SCHEMA_VERSION: Literal[1] = 1
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
 class Section(BaseModel):
@@ -55,7 +55,7 @@ class LoraSection(Section):
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(16.0, gt=0, description="scaling is alpha / sqrt(rank) with rslora, else alpha / rank")
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    target_modules: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
+    target_modules: tuple[LoraTarget, ...] = Field(
         LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter")
     rslora: bool = True
 
@@ -238,7 +238,7 @@ def portable_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply overrides of the form ``section.key=value``.
 
     Raises:
@@ -246,78 +246,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             one), a value of the wrong type or out of range (names the range), or a combination that
             cannot work.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise RecipeError(f"{path}{where}: cannot be read as YAML: {problem}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
-    return parse_recipe(content, source=str(path), overrides=overrides)
+    return parse_recipe(read_content(path), source=str(path), overrides=overrides)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's own rule is that a repeated key silently wins; in a recipe it is a slip."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                problem = f"key {key_node.value!r} appears twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def parse_recipe(content: dict[str, Any], *, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def parse_recipe(content: dict[str, Any], *, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe's content; `source` names it in errors. Raises RecipeError."""
-    for override in overrides:
-        content = _apply_override(content, override)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(f"{source}: {describe(error, Recipe)}") from None
-
-
-def _apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
-    key, separator, value = override.partition("=")
-    keys = key.strip().split(".")
-    if not separator or not all(keys):
-        raise RecipeError(f"{override!r}: an override has the form section.key=value")
-    return _with_value(content, keys, _override_value(keys, value, override), override)
-
-
-def _override_value(keys: list[str], value: str, override: str) -> Any:
-    field = field_at(Recipe, keys)
-    alternatives = {field.annotation, *get_args(field.annotation)} if field else set()
-    # Text is taken as it stands: a prompt such as "{question}" or a name such as 007 is no YAML.
-    if str in alternatives and not (value == "null" and type(None) in alternatives):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"{override!r}: the value is not YAML") from None
-
-
-def _with_value(content: dict[str, Any], parts: list[str], value: Any, override: str) -> dict[str, Any]:
-    head, rest = parts[0], parts[1:]
-    if not rest:
-        return {**content, head: value}
-    inner = content.get(head, {})
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, dict):
-        raise RecipeError(f"{override!r}: {head} is a value, not a section")
-    return {**content, head: _with_value(inner, rest, value, override)}
+    return check_content(content, Recipe, source=source, overrides=overrides)
 
 
 def match_splits(patterns: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,66 @@
+"""peft's ``adapter_config.json``: exactly what bmpeft writes, and nothing else accepted.
+
+peft acts on what this file says: it can name another base model or code to import, select modules by a
+regular expression, train whole modules or re-initialise base weights. The manifest already says everything
+that an adapter of bmpeft may vary, so the file must equal what the manifest implies, key by key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bmpeft.errors import ArtifactError
+from bmpeft.recipe import LoraSection, portable_name
+
+
+def config_content(section: LoraSection, backbone_name: str) -> dict[str, Any]:
+    """What ``adapter_config.json`` says for a LoRA adapter; keys left out have peft's defaults, which do nothing."""
+    return {
+        "auto_mapping": None,
+        "base_model_name_or_path": portable_name(backbone_name),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(section.alpha) if section.alpha.is_integer() else section.alpha,
+        "lora_dropout": section.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": section.rank,
+        "revision": None,
+        "target_modules": list(section.target_modules),
+        "task_type": "SEQ_2_SEQ_LM",
+        "use_dora": False,
+        "use_rslora": section.rslora,
+    }
+
+
+def config_json(content: Mapping[str, Any]) -> bytes:
+    """The file's bytes; the same content always gives the same."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def check_config(path: Path, content: bytes, expected: Mapping[str, Any]) -> None:
+    """Compare the file's content with what it has to be.
+
+    Raises:
+        ArtifactError: names the first key that is missing, unknown or has another value.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ArtifactError(f"{path}: not JSON") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in found:
+            raise ArtifactError(f"{path}: {key} is missing, expected {expected[key]!r}")
+        if key not in expected:
+            raise ArtifactError(f"{path}: unexpected key {key[:100]!r}; bmpeft writes no such key")
+        if type(found[key]) is not type(expected[key]) or found[key] != expected[key]:
+            shown = json.dumps(found[key])
+            shown = shown if len(shown) <= 100 else shown[:100] + "..."
+            raise ArtifactError(f"{path}: {key} is {shown}, but {json.dumps(expected[key])} in the manifest")

@@ -1,0 +1,327 @@
+"""The adapter artifact: a directory that peft can load and that says what it belongs to.
+
+    adapter_config.json, adapter_model.safetensors     peft's own format
+    bmpeft.json                                        see `bmpeft.adapters.manifest`
+    README.md                                          model card
+
+Written whole or not at all, read strictly: what is missing, damaged, foreign or for another backbone is one
+clear error. Nothing here imports torch except writing and reading the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bmpeft import __version__
+from bmpeft.adaptation.peft_config import check_config, config_content, config_json
+from bmpeft.adapters import atomic
+from bmpeft.adapters.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    NAME_PATTERN,
+    TENSORS_FILE,
+    BackboneIdentity,
+    DataOrigin,
+    Limits,
+    Manifest,
+    TrainingSummary,
+    parse_manifest,
+)
+from bmpeft.adapters.model_card import model_card
+from bmpeft.adapters.safetensors_file import TensorEntry, read_header
+from bmpeft.errors import ArtifactError, BmpeftError
+from bmpeft.recipe import Recipe, TaskSection, portable_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from bmpeft.backbones.base import FrozenBackbone
+
+_TENSOR_NAME = re.compile(
+    r"base_model\.model\.((?:\w+\.)*(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*(\w+))\.lora_([AB])\.weight"
+)
+_VERSIONS_OF = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An adapter on disk that passed every check that needs no backbone."""
+
+    directory: Path
+    manifest: Manifest
+    tensors: Mapping[str, TensorEntry]
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    def read_tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors, on the CPU; the very bytes that were read are those that are checked.
+
+        Raises:
+            ArtifactError: the file changed since it was checked.
+        """
+        from safetensors.torch import load
+
+        content = _read(self.directory / TENSORS_FILE)
+        _check_digest(self.directory / TENSORS_FILE, content, self.manifest)
+        return dict(load(content))
+
+
+@dataclass(frozen=True)
+class ArtifactSummary:
+    """One row of a list of adapters."""
+
+    directory: Path
+    manifest: Manifest
+    size: int
+    """Bytes of the tensors' file."""
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+@dataclass(frozen=True)
+class BrokenArtifact:
+    """A directory among the adapters that is no usable artifact, and why."""
+
+    directory: Path
+    problem: str
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+def save_artifact(
+    directory: str | Path,
+    *,
+    backbone: FrozenBackbone,
+    recipe: Recipe,
+    recipe_name: str,
+    task: TaskSection,
+    data: DataOrigin,
+    limits: Limits,
+    training: TrainingSummary,
+    tensors: Mapping[str, torch.Tensor],
+    overwrite: bool = False,
+) -> Artifact:
+    """Write an artifact in one step; one that was there stays whole until the new one is.
+
+    The last part of `directory` becomes the adapter's name. `task` has the prompt spelled out. `tensors` are
+    float32 and named as in `bmpeft.adaptation.adapter_shapes`.
+
+    Raises:
+        ArtifactError: the name is not allowed, the directory exists and `overwrite` is false, or the
+            disk refuses; in every case what was there is unchanged.
+    """
+    from safetensors.torch import save
+
+    directory = Path(directory)
+    check_writable(directory, overwrite=overwrite)
+    config = config_json(config_content(recipe.adaptation, backbone.name))
+    weights = save(dict(tensors), metadata={"format": "pt"})
+    manifest = Manifest(
+        name=directory.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        backbone=backbone_identity(backbone),
+        adaptation=recipe.adaptation,
+        task=task,
+        data=data,
+        limits=limits,
+        training=training,
+        recipe_name=recipe_name,
+        recipe=recipe.portable(),
+        recipe_digest=recipe.digest(),
+        files={CONFIG_FILE: _sha256(config), TENSORS_FILE: _sha256(weights)},
+        versions={"bmpeft": __version__, **{package: version(package) for package in _VERSIONS_OF}},
+    )
+    files = {
+        CONFIG_FILE: config,
+        TENSORS_FILE: weights,
+        MANIFEST_FILE: manifest.to_json(),
+        CARD_FILE: model_card(manifest).encode(),
+    }
+    try:
+        atomic.write_directory(directory, files)
+    except OSError as error:
+        raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from None
+    return load_artifact(directory)
+
+
+def backbone_identity(backbone: FrozenBackbone) -> BackboneIdentity:
+    """What an adapter remembers of the backbone that it was trained on."""
+    return BackboneIdentity(
+        name=portable_name(backbone.name),
+        family=backbone.family,
+        init=backbone.init,
+        init_seed=backbone.init_seed,
+        fingerprint=backbone.fingerprint,
+        tokenizer_digest=backbone.tokenizer_digest,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        attention=backbone.attention,
+    )
+
+
+def check_writable(directory: Path, *, overwrite: bool) -> None:
+    """Whether an adapter may be written here; writes nothing.
+
+    Raises:
+        ArtifactError: the name is not allowed, it is a link or a file, or exists and `overwrite` is false.
+    """
+    if not re.fullmatch(NAME_PATTERN, directory.name):
+        raise ArtifactError(f"{directory}: an adapter's name is letters, digits, '.', '_', '-' (at most 64)")
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise ArtifactError(f"{directory}: is a link or a file, expected a directory or nothing")
+    if directory.exists() and not overwrite:
+        raise ArtifactError(
+            f"{directory} exists: output.overwrite=true replaces it, output.name=... keeps both"
+        )
+
+
+def load_artifact(directory: str | Path) -> Artifact:
+    """Read an artifact and check all that can be checked without its backbone.
+
+    That is: files, schema, digests, peft's configuration, the tensors' names, shapes and dtype, and that
+    every value is finite. `bmpeft.adapters.runtime` checks the rest against the loaded backbone.
+
+    Raises:
+        ArtifactError: one line that names the file and the problem.
+    """
+    directory = Path(directory)
+    manifest = _read_manifest(directory)
+    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
+    config = _read(config_path)
+    check_config(config_path, config, config_content(manifest.adaptation, manifest.backbone.name))
+    _check_digest(config_path, config, manifest)
+    _check_regular(tensors_path)
+    tensors = read_header(tensors_path)
+    _check_tensors(tensors_path, tensors, manifest)
+    content = _read(tensors_path)
+    _check_digest(tensors_path, content, manifest)
+    _check_finite(tensors_path, tensors, content)
+    return Artifact(directory, manifest, tensors)
+
+
+def list_artifacts(root: str | Path) -> list[ArtifactSummary | BrokenArtifact]:
+    """The adapters in a directory, sorted by name. Never raises; reads no tensor, so damage inside goes unseen."""
+    root = Path(root)
+    try:
+        entries = sorted(path for path in root.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [BrokenArtifact(root, f"{root}: {error.strerror or error}")]
+    names = {path.name for path in entries if not path.name.startswith(".")}
+    names |= {path.name[1:].removesuffix(".replaced") for path in entries if path.name.endswith(".replaced")}
+    return [_summary(root / name) for name in sorted(names)]
+
+
+def update_score_card(directory: str | Path, card: Mapping[str, Any], *, markdown: str) -> None:
+    """Put a score card into an artifact's manifest and its model card (`markdown`: the card as a table).
+
+    Raises:
+        ArtifactError: there is no artifact, or the disk refuses; the artifact is usable as before.
+    """
+    directory = Path(directory)
+    manifest = _read_manifest(directory).model_copy(update={"score_card": dict(card)})
+    try:
+        atomic.write_file(directory / MANIFEST_FILE, manifest.to_json())
+        atomic.write_file(directory / CARD_FILE, model_card(manifest, scores=markdown).encode())
+    except OSError as error:
+        raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from None
+
+
+def _summary(directory: Path) -> ArtifactSummary | BrokenArtifact:
+    try:
+        manifest = _read_manifest(directory)
+        config = _read(directory / CONFIG_FILE)
+        check_config(directory / CONFIG_FILE, config, config_content(manifest.adaptation, manifest.backbone.name))
+        _check_regular(directory / TENSORS_FILE)
+        tensors = read_header(directory / TENSORS_FILE)
+        _check_tensors(directory / TENSORS_FILE, tensors, manifest)
+        return ArtifactSummary(directory, manifest, size=(directory / TENSORS_FILE).stat().st_size)
+    except BmpeftError as error:
+        return BrokenArtifact(directory, str(error))
+    except OSError as error:
+        return BrokenArtifact(directory, f"{directory}: {error.strerror or error}")
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    aside = atomic.interrupted(directory)
+    if aside is not None:
+        raise ArtifactError(
+            f"{directory}: its replacement was interrupted; the previous adapter is whole in {aside.name}: "
+            f"rename that back, or train again"
+        )
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such adapter directory")
+    path = directory / MANIFEST_FILE
+    return parse_manifest(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
+    _check_regular(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror or error}") from None
+
+
+def _check_regular(path: Path) -> None:
+    """A link could point at any file of the machine, a pipe would block for ever."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(f"{path}: is no regular file (links are not followed)")
+
+
+def _check_digest(path: Path, content: bytes, manifest: Manifest) -> None:
+    expected = manifest.files.get(path.name)
+    if expected != _sha256(content):
+        raise ArtifactError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}: damaged or replaced")
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, TensorEntry], manifest: Manifest) -> None:
+    """Names, pairs, ranks and dtype, as far as they follow from the manifest."""
+    section = manifest.adaptation
+    if not tensors:
+        raise ArtifactError(f"{path}: holds no tensors")
+    for name, entry in tensors.items():
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None or match[2] not in section.target_modules:
+            raise ArtifactError(f"{path}: unexpected tensor {name[:200]!r}")
+        if entry.dtype != "F32":
+            raise ArtifactError(f"{path}: {name} is {entry.dtype}, expected F32")
+        rank_axis = 0 if match[3] == "A" else 1
+        if len(entry.shape) != 2 or entry.shape[rank_axis] != section.rank:
+            raise ArtifactError(f"{path}: {name} has shape {entry.shape}, which is not of rank {section.rank}")
+        partner = f"base_model.model.{match[1]}.lora_{'B' if match[3] == 'A' else 'A'}.weight"
+        if partner not in tensors:
+            raise ArtifactError(f"{path}: tensor {partner!r} is missing")
+
+
+def _check_finite(path: Path, tensors: Mapping[str, TensorEntry], content: bytes) -> None:
+    import numpy as np
+
+    for name, entry in tensors.items():
+        values = np.frombuffer(content, dtype="<f4", count=(entry.end - entry.begin) // 4, offset=entry.begin)
+        if not np.isfinite(values).all():
+            raise ArtifactError(f"{path}: {name} has values that are not finite")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,123 @@
+"""README.md of an adapter artifact: what it is, what it was trained on, what it must not be used for.
+
+Generated from the manifest, so it cannot disagree with it; it holds no row of any dataset.
+"""
+
+from __future__ import annotations
+
+from bmpeft.adapters.manifest import Manifest
+
+_TEMPLATE = """\
+---
+library_name: peft
+tags: [biomedical, lora, bmpeft]
+license: other
+---
+# {name}
+
+{notices}A LoRA adapter for the frozen backbone `{backbone}`, trained with bmpeft {bmpeft} on {created}.
+
+**Research only.** Not a medical device: do not use its answers for diagnosis, treatment or any decision about
+a patient. The published weights of BiomedGPT are for research too.
+
+## Use
+
+    import bmpeft
+    backbone = bmpeft.load_backbone({load})
+    backbone.load_adapter("adapters/{name}")
+    backbone.predict(records, adapter="{name}")
+
+It works with the backbone of fingerprint `{fingerprint}` and no other; bmpeft refuses the rest.
+
+## Task
+
+{task}, decoding `{decoding}`; at most {max_source_length} source tokens.
+
+## Data
+
+| | |
+|---|---|
+| dataset | {dataset}{synthetic} |
+| licence of the data | {licence} |
+| split | {split_method} |
+| training rows | {train_rows:,} |
+| validation rows | {validation_rows:,} |
+| rows in official test sets | {contamination} |
+
+## Training
+
+Rank {rank}, alpha {alpha:g}{rslora}, dropout {dropout:g}, modules {modules}: {trainable:,} trainable parameters
+({share:.2%}). {steps:,} optimizer steps in {seconds:,.0f} s on {device} ({precision}), seed {seed}; stored: step
+{selected_step:,} ({selected_by}). Mean training loss {train_loss:.4f} nats per token{validation}. Documents cut:
+{rows_cut:,} rows, {tokens_cut:,} tokens. Recipe `{recipe_name}`, digest `{recipe_digest}`.
+
+## Scores
+
+{scores}
+"""
+
+
+def model_card(manifest: Manifest, *, scores: str | None = None) -> str:
+    """The text of README.md; `scores` is the score card as Markdown, None before the evaluation."""
+    backbone, data, training, adaptation = manifest.backbone, manifest.data, manifest.training, manifest.adaptation
+    return _TEMPLATE.format(
+        name=manifest.name,
+        notices="".join(f"> **{notice}**\n\n" for notice in _notices(manifest)),
+        backbone=backbone.name,
+        bmpeft=manifest.versions.get("bmpeft", "of unknown version"),
+        created=manifest.created[:10],
+        load=_load_arguments(manifest),
+        fingerprint=backbone.fingerprint,
+        task=manifest.task.name.replace("_", " ").capitalize(),
+        decoding=manifest.task.decoding.method,
+        max_source_length=manifest.limits.max_source_length,
+        dataset=data.dataset,
+        synthetic=" (synthetic)" if data.synthetic else "",
+        licence=data.licence,
+        split_method=data.split_method,
+        train_rows=data.train_rows,
+        validation_rows=data.validation_rows,
+        contamination="; ".join(f"{split}: {what}" for split, what in data.contamination.items()) or "none known",
+        rank=adaptation.rank,
+        alpha=adaptation.alpha,
+        rslora=" (rank-stabilised)" if adaptation.rslora else "",
+        dropout=adaptation.dropout,
+        modules=", ".join(adaptation.target_modules),
+        trainable=training.trainable_parameters,
+        share=training.trainable_parameters / training.total_parameters,
+        steps=training.steps,
+        seconds=training.seconds,
+        device=training.device,
+        precision=training.precision,
+        seed=training.seed,
+        selected_step=training.selected_step,
+        selected_by=training.selected_by,
+        train_loss=training.train_loss,
+        validation="" if training.validation_loss is None else f", validation loss {training.validation_loss:.4f}",
+        rows_cut=manifest.limits.rows_cut,
+        tokens_cut=manifest.limits.document_tokens_cut,
+        recipe_name=manifest.recipe_name,
+        recipe_digest=manifest.recipe_digest,
+        scores=scores.strip() if scores else "Not evaluated yet.",
+    )
+
+
+def _load_arguments(manifest: Manifest) -> str:
+    section = manifest.backbone.section
+    return f'"{section.name}"' + (f', init="random", init_seed={section.init_seed}' if section.init == "random" else "")
+
+
+def _untrained(manifest: Manifest) -> bool:
+    return manifest.backbone.init == "random"
+
+
+def _notices(manifest: Manifest) -> list[str]:
+    """What a reader must not miss."""
+    notices = []
+    if "train" in manifest.data.contamination:
+        notices.append(f"contaminated: {manifest.data.contamination['train']}")
+    if manifest.data.synthetic:
+        notices.append("trained on a synthetic set: its scores say nothing about real questions")
+    if _untrained(manifest):
+        notices.append("the backbone's weights are random (untrained)")
+    return notices

@@ -1,0 +1,181 @@
+"""Answer a file of questions with an adapter: JSON lines in, JSON lines out.
+
+    {"id": "7", "question": "...", "options": {"A": "...", "B": "..."}, "text": "..."}
+    {"id": "7", "answer": "...", "choice": "B", "scores": {"A": -7.1, "B": -3.2}, "normalized_scores": {...}}
+
+`options` may be a mapping or a list; without it the answer is open. `text` is a document that the prompt may
+ask for. Rows without an id get their line number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmpeft.adapters import atomic
+from bmpeft.adapters.artifact import Artifact, load_artifact
+from bmpeft.errors import DataError, UsageError, did_you_mean
+from bmpeft.progress import Progress
+from bmpeft.recipe import BackboneSection
+from bmpeft.records import Prediction, Record
+
+_KEYS = ("id", "question", "options", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One line of the input: the record, and the names of its options (letters, or numbers from 0)."""
+
+    record: Record
+    names: tuple[str, ...]
+
+
+def predict_file(
+    adapter: str | Path,
+    input_path: str | Path,
+    output_path: str | Path,
+    *,
+    progress: Progress,
+    backbone: BackboneSection | None = None,
+    batch_size: int = 32,
+) -> int:
+    """Answer every question of a file, in its order; returns how many.
+
+    Args:
+        adapter: directory of the artifact.
+        input_path: JSON lines, UTF-8.
+        output_path: written whole at the end, or not at all; a file that was there is replaced.
+        progress: shows how far it is.
+        backbone: default: the one that the adapter names.
+        batch_size: questions at once.
+
+    Raises:
+        ArtifactError: the adapter is unusable or of another backbone.
+        DataError: names the input's first wrong row.
+        UsageError: the output is the input, or a question lacks what the adapter's prompt asks for.
+    """
+    input_path, output_path = Path(input_path), Path(output_path)
+    if output_path.exists() and input_path.exists() and output_path.samefile(input_path):
+        raise UsageError(f"{output_path}: is the input too; name another output")
+    if not output_path.parent.is_dir():
+        raise UsageError(f"{output_path.parent}: no such directory for the output")
+    artifact = load_artifact(adapter)
+    questions = read_questions(input_path)
+    section = backbone or _remembered(artifact)
+    from bmpeft.adapters.runtime import Backbone
+    from bmpeft.backbones import load_frozen_backbone
+
+    runtime = Backbone(load_frozen_backbone(section))
+    name = runtime.load_adapter(adapter)
+    with progress.task("predicting", total=len(questions)) as task:
+        predictions = runtime.predict(
+            [question.record for question in questions],
+            adapter=name,
+            batch_size=batch_size,
+            on_progress=task.advance,
+        )
+    lines = [json.dumps(_answer(q, p), ensure_ascii=False) for q, p in zip(questions, predictions, strict=True)]
+    try:
+        atomic.write_file(output_path, ("\n".join(lines) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"{output_path}: cannot be written: {error.strerror or error}") from None
+    return len(questions)
+
+
+def read_questions(path: Path) -> list[_Question]:
+    """Read and check a file of questions.
+
+    Raises:
+        DataError: a missing or empty file, broken JSON, a wrong field, or an id that occurs twice.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, error.strerror or str(error)) from None
+    questions = [_question(path, row, value) for row, value in _json_lines(path, content)]
+    if not questions:
+        raise DataError(path, "holds no questions")
+    seen: set[str] = set()
+    for question in questions:
+        if question.record.id in seen:
+            raise DataError(path, f"the id {question.record.id!r} occurs twice")
+        seen.add(question.record.id)
+    return questions
+
+
+def _json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
+    for row, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield row, json.loads(line.decode())
+        except UnicodeDecodeError:
+            raise DataError(path, "not UTF-8", row=row) from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(path, f"not JSON: {getattr(error, 'msg', 'nested too deeply')}", row=row) from None
+
+
+def _question(path: Path, row: int, value: Any) -> _Question:
+    if not isinstance(value, dict):
+        raise DataError(path, "expected a JSON object", row=row)
+    for key in value:
+        if key not in _KEYS:
+            raise DataError(path, f"unknown key {key[:50]!r}{did_you_mean(key, _KEYS)}", row=row)
+    identity = value.get("id", str(row))
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise DataError(path, "id: expected text or a whole number", row=row)
+    names, choices = _options(path, row, value.get("options"))
+    record = Record(
+        id=str(identity),
+        task="question_answering",
+        split="questions",
+        group=str(identity),
+        question=_text(path, row, value, "question", required=True),
+        text=_text(path, row, value, "text", required=False),
+        choices=choices,
+    )
+    return _Question(record, names)
+
+
+def _text(path: Path, row: int, value: dict[str, Any], key: str, *, required: bool) -> str | None:
+    if value.get(key) is None and not required:
+        return None
+    if not isinstance(value.get(key), str) or not value[key].strip():
+        raise DataError(path, f"{key}: expected text that is not empty", row=row)
+    return str(value[key])
+
+
+def _options(path: Path, row: int, value: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    if value is None:
+        return (), None
+    if isinstance(value, list):
+        value = {str(number): option for number, option in enumerate(value)}
+    if not isinstance(value, dict) or len(value) < 2:
+        raise DataError(path, "options: expected a mapping or a list of at least two", row=row)
+    for name, option in value.items():
+        if not isinstance(option, str) or not option.strip():
+            raise DataError(path, f"options: {name[:50]!r} is not text, or empty", row=row)
+    return tuple(value), tuple(value.values())
+
+
+def _remembered(artifact: Artifact) -> BackboneSection:
+    """The backbone that an adapter names; of a directory it remembers the last part only."""
+    section = artifact.manifest.backbone.section
+    if "/" not in section.name and not section.name.startswith("biomedgpt-") and not Path(section.name).is_dir():
+        raise UsageError(
+            f"adapter {artifact.name} was trained on a backbone directory named {section.name!r}, which is not here: "
+            f"say where it is (--backbone DIRECTORY)"
+        )
+    return section
+
+
+def _answer(question: _Question, prediction: Prediction) -> dict[str, Any]:
+    answer: dict[str, Any] = {"id": prediction.id, "answer": prediction.text}
+    if prediction.choice is not None and prediction.choice_scores is not None:
+        answer["choice"] = question.names[prediction.choice]
+        answer["scores"] = dict(zip(question.names, prediction.choice_scores, strict=True))
+        answer["normalized_scores"] = dict(zip(question.names, prediction.normalized_scores or (), strict=True))
+    return answer

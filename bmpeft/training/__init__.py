@@ -1,0 +1,1 @@
+"""Training: one sequence-to-sequence trainer, and the run that a recipe describes."""

@@ -1,0 +1,349 @@
+"""`bmpeft train`: from a recipe to an adapter with its score card.
+
+    dataset -> backbone -> task -> token ids -> adapter attached -> trained -> artifact -> evaluated
+
+What cannot work is refused before anything is loaded. The artifact is written before the evaluation, so
+that nothing of the training is lost if that fails. Nothing that was there is touched until then.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from bmpeft.adaptation import adapter_tensors, attach, count_parameters
+from bmpeft.adaptation.peft_config import config_content, config_json
+from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
+from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
+from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
+from bmpeft.datasets import LoadedDataset, read_dataset
+from bmpeft.datasets.splits import first_of_shuffle
+from bmpeft.errors import BmpeftError, RecipeError
+from bmpeft.evaluation.run import evaluate
+from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
+from bmpeft.progress import Progress
+from bmpeft.recipe import Recipe, match_splits
+from bmpeft.records import Record
+from bmpeft.tasks import Task, make_task, predict_examples
+from bmpeft.training.batches import EncodedDataset
+from bmpeft.training.callbacks import (
+    EvaluationSchedule,
+    LogCallback,
+    ProgressCallback,
+    RunLog,
+    TensorBoardCallback,
+    evaluation_steps,
+)
+from bmpeft.training.encoding import EncodedSplit, encode_split
+from bmpeft.training.trainer import SequenceTrainer
+
+LOG_FILE = "log.jsonl"
+_MEBIBYTE = 2**20
+_ROOM_AT_START = 64 * _MEBIBYTE
+_COPIES_ON_DISK = 4  # two checkpoints, the artifact, and the one that it replaces
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training run left behind."""
+
+    directory: Path
+    log: Path
+    score_card: ScoreCard
+    summary: TrainingSummary
+    untrained_backbone: bool
+    contamination: str | None
+
+    @property
+    def seconds(self) -> float:
+        return self.summary.seconds
+
+    @property
+    def trainable_parameters(self) -> int:
+        return self.summary.trainable_parameters
+
+
+def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutcome:
+    """Train, store and evaluate the adapter of a recipe.
+
+    Raises:
+        UsageError: the recipe asks for a split that the dataset does not have.
+        ArtifactError: the adapter exists and may not be overwritten.
+        BmpeftError: another failure, in one line; what was there before is unchanged.
+    """
+    directory = Path(recipe.output.directory) / recipe.output.name
+    run_directory = Path(recipe.output.runs) / recipe.output.name
+    check_writable(directory, overwrite=recipe.output.overwrite)
+    require_room(directory.parent, _ROOM_AT_START)
+    require_room(run_directory.parent, _ROOM_AT_START)
+
+    dataset = read_dataset(recipe.data)
+    train_records, validation_records = _training_records(recipe, dataset)
+    backbone = load_frozen_backbone(recipe.backbone)
+    task = make_task(recipe.task, recipe.data.dataset)
+    _announce(recipe, backbone, dataset, progress)
+
+    train_split = _encode(recipe, backbone, task, train_records, progress)
+    validation_split = _encode(recipe, backbone, task, validation_records, progress)
+    model = attach(backbone, recipe.adaptation, seed=recipe.training.seed)
+    tensor_bytes = 4 * count_parameters(model)[0]
+    require_room(directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
+    require_room(run_directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
+
+    set_aside(run_directory)
+    run_directory.mkdir(parents=True)
+    summary = _fit(recipe, backbone, model, task, train_split, validation_split, run_directory, progress)
+    artifact = save_artifact(
+        directory,
+        backbone=backbone,
+        recipe=recipe,
+        recipe_name=recipe_name,
+        task=task.section(),
+        data=_origin(dataset, train_records, validation_records),
+        limits=_limits(recipe, train_split),
+        training=summary,
+        tensors=adapter_tensors(model),
+        overwrite=recipe.output.overwrite,
+    )
+    progress.line(f"adapter written to {artifact.directory}")
+    card = _evaluate(recipe, backbone, model, task, dataset, artifact, progress)
+    update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
+    return TrainOutcome(
+        directory=artifact.directory,
+        log=run_directory / LOG_FILE,
+        score_card=card,
+        summary=summary,
+        untrained_backbone=backbone.init == "random",
+        contamination=dataset.contamination.get("train"),
+    )
+
+
+def require_room(directory: Path, needed: int) -> None:
+    """Check that the disk of a directory, which need not exist yet, has room.
+
+    Raises:
+        BmpeftError: it has not; names the directory and both figures.
+    """
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise BmpeftError(
+            f"{directory}: the disk has {free / _MEBIBYTE:,.0f} MiB left, this run needs {needed / _MEBIBYTE:,.0f} MiB"
+        )
+
+
+def set_aside(run_directory: Path) -> None:
+    """Keep the logs and checkpoints of the last run of this name as NAME.previous; older ones are deleted."""
+    if run_directory.exists():
+        previous = run_directory.with_name(f"{run_directory.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        run_directory.rename(previous)
+
+
+def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    match_splits(recipe.evaluation.splits, dataset.splits)
+    train_records = dataset.splits.get("train", ())
+    if not train_records:
+        raise RecipeError(f"data.path: dataset {dataset.name} has no training rows here")
+    validation_records = dataset.splits.get("validation", ())
+    if recipe.training.select_by == "accuracy" and not validation_records:
+        raise RecipeError("training.select_by=accuracy needs validation rows (data.split.validation)")
+    return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
+
+
+def _announce(recipe: Recipe, backbone: FrozenBackbone, dataset: LoadedDataset, progress: Progress) -> None:
+    """Say before the long work what its result will be worth."""
+    if backbone.init == "random":
+        progress.line(f"backbone {backbone.name}: untrained (random weights, seed {backbone.init_seed})")
+    if dataset.synthetic:
+        progress.line(f"dataset {dataset.name}: synthetic")
+    if "train" in dataset.contamination:
+        progress.line(f"contaminated: {dataset.contamination['train']}")
+    if not dataset.splits.get("validation"):
+        progress.line("no validation rows: the adapter of the last step is kept")
+
+
+def _encode(
+    recipe: Recipe, backbone: FrozenBackbone, task: Task, records: tuple[Record, ...], progress: Progress
+) -> EncodedSplit:
+    return encode_split(
+        backbone,
+        task,
+        records,
+        max_source_length=recipe.data.max_source_length,
+        max_target_length=recipe.data.max_target_length,
+        progress=progress,
+    )
+
+
+def _fit(
+    recipe: Recipe,
+    backbone: FrozenBackbone,
+    model: PeftModel,
+    task: Task,
+    train_split: EncodedSplit,
+    validation_split: EncodedSplit,
+    run_directory: Path,
+    progress: Progress,
+) -> TrainingSummary:
+    """Train the attached adapter and leave the best one in the model."""
+    section = recipe.training
+    trainable, total = count_parameters(model)
+    trainer = SequenceTrainer(
+        model,
+        backbone=backbone,
+        section=section,
+        train_rows=EncodedDataset(train_split.encoded),
+        validation_rows=EncodedDataset(validation_split.encoded),
+        accuracy=_accuracy_of(recipe, backbone, model, task, validation_split, progress),
+        adapter_config=config_json(config_content(recipe.adaptation, backbone.name)),
+        directory=run_directory / "checkpoints",
+    )
+    steps = trainer.total_steps
+    started = time.monotonic()
+    with RunLog(run_directory / LOG_FILE) as log, progress.task("training", total=steps) as bar:
+        log.write(
+            "start",
+            recipe_digest=recipe.digest(),
+            backbone=backbone.fingerprint,
+            train_rows=len(train_split.encoded),
+            validation_rows=len(validation_split.encoded),
+            rows_cut=train_split.rows_cut,
+            document_tokens_cut=train_split.document_tokens_cut,
+            steps=steps,
+            trainable_parameters=trainable,
+            precision=trainer.precision,
+        )
+        trainer.add_callback(EvaluationSchedule(_schedule(steps, section.evaluations, validation_split)))
+        trainer.add_callback(LogCallback(log))
+        trainer.add_callback(ProgressCallback(bar))
+        with _tensorboard(trainer, run_directory, enabled=section.tensorboard):
+            train_loss = trainer.fit()
+        seconds = time.monotonic() - started
+        selected = trainer.selected
+        selected_step = steps if selected is None else selected.step
+        log.write("end", steps=steps, selected_step=selected_step, loss=train_loss, seconds=seconds)
+    return TrainingSummary(
+        seed=section.seed,
+        device=backbone.device.type,
+        precision=trainer.precision,
+        steps=steps,
+        epochs=float(trainer.state.epoch or 0.0),
+        seconds=seconds,
+        supervised_tokens=trainer.supervised_tokens,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        train_loss=train_loss,
+        selected_step=selected_step,
+        selected_by=f"validation {section.select_by}" if selected else "last step (no validation rows)",
+        validation_loss=selected.loss if selected else None,
+        validation_accuracy=selected.accuracy if selected else None,
+    )
+
+
+def _schedule(steps: int, evaluations: int, validation_split: EncodedSplit) -> tuple[int, ...]:
+    return evaluation_steps(steps, evaluations) if validation_split.encoded else ()
+
+
+def _accuracy_of(
+    recipe: Recipe,
+    backbone: FrozenBackbone,
+    model: PeftModel,
+    task: Task,
+    split: EncodedSplit,
+    progress: Progress,
+) -> Callable[[], float] | None:
+    """How to measure the accuracy of closed answers with the model as it is; None for open answers."""
+    if task.decoding.method != "candidates":
+        return None
+
+    def accuracy() -> float:
+        with progress.task("validating", total=len(split.examples)) as bar:
+            predictions = predict_examples(
+                backbone,
+                model,
+                split.examples,
+                task.decoding,
+                batch_size=recipe.evaluation.batch_size,
+                max_source_length=recipe.data.max_source_length,
+                on_progress=bar.advance,
+            )
+        pairs = zip(predictions, split.examples, strict=True)
+        return sum(prediction.choice == example.record.label for prediction, example in pairs) / len(predictions)
+
+    return accuracy
+
+
+@contextmanager
+def _tensorboard(trainer: SequenceTrainer, run_directory: Path, *, enabled: bool) -> Iterator[None]:
+    if not enabled:
+        yield
+        return
+    callback = TensorBoardCallback(run_directory / "tensorboard")
+    trainer.add_callback(callback)
+    try:
+        yield
+    finally:
+        callback.close()
+
+
+def _origin(
+    dataset: LoadedDataset, train_records: tuple[Record, ...], validation_records: tuple[Record, ...]
+) -> DataOrigin:
+    return DataOrigin(
+        dataset=dataset.name,
+        licence=dataset.licence,
+        synthetic=dataset.synthetic,
+        split_method=dataset.split_method,
+        split_digests=dict(dataset.split_digests),
+        contamination=dict(dataset.contamination),
+        train_rows=len(train_records),
+        validation_rows=len(validation_records),
+    )
+
+
+def _limits(recipe: Recipe, split: EncodedSplit) -> Limits:
+    return Limits(
+        max_source_length=recipe.data.max_source_length,
+        max_target_length=recipe.data.max_target_length,
+        rows_cut=split.rows_cut,
+        document_tokens_cut=split.document_tokens_cut,
+    )
+
+
+def _evaluate(
+    recipe: Recipe,
+    backbone: FrozenBackbone,
+    model: PeftModel,
+    task: Task,
+    dataset: LoadedDataset,
+    artifact: Artifact,
+    progress: Progress,
+) -> ScoreCard:
+    """Evaluate the very model that was trained."""
+    with torch.inference_mode():
+        return evaluate(
+            backbone,
+            model,
+            adapter=artifact.name,
+            task=task,
+            dataset=dataset,
+            evaluation=recipe.evaluation,
+            max_source_length=recipe.data.max_source_length,
+            seed=recipe.training.seed,
+            trained_on=TrainedOn(
+                dataset=dataset.name,
+                split_digest=dataset.split_digests["train"],
+                contamination=dataset.contamination.get("train"),
+                rows=artifact.manifest.data.train_rows,
+            ),
+            without_adapter=model.disable_adapter,
+            progress=progress,
+        )

@@ -1,0 +1,71 @@
+"""Two trained adapters on one tiny backbone, made once; tests that change files work on copies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bmpeft.progress import Progress
+from bmpeft.training.run import train
+from tests.training.small import small_recipe
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where things are."""
+
+    root: Path
+    backbone: Path
+    first: Path
+    second: Path
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    root = tmp_path_factory.mktemp("stored")
+    paths = [
+        train(
+            small_recipe(root, f"output.name={name}", f"training.seed={seed}"),
+            recipe_name="small",
+            progress=Progress(quiet=True),
+        ).directory
+        for seed, name in enumerate(("first", "second.v2"))
+    ]
+    return Stored(root, root / "tiny-backbone", *paths)
+
+
+@pytest.fixture
+def copy(stored: Stored, tmp_path: Path) -> Path:
+    """A copy of the first adapter that a test may damage."""
+    directory = tmp_path / "adapters" / "first"
+    shutil.copytree(stored.first, directory)
+    return directory
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """Change values of a JSON file: ``edit_json(path, {"data.licence": 3, "r": DELETE})``."""
+    return _edit_json
+
+
+DELETE = object()
+
+
+def _edit_json(path: Path, changes: dict[str, object]) -> None:
+    import json
+
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        inner = content
+        for parent in parents:
+            inner = inner[parent]
+        if value is DELETE:
+            del inner[last]
+        else:
+            inner[last] = value
+    path.write_text(json.dumps(content))

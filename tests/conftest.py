@@ -1,0 +1,29 @@
+"""What all tests share. The environment is set here, before any test imports a library that reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub; the loading code fails instead
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # figures that are compared must not depend on the machine's cores
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Published data sets, which are not part of the repository; tests that need one are skipped without it."""
+    directory = Path(os.environ.get("BMPEFT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not directory.is_dir():
+        pytest.skip(f"no published data sets at {directory} (BMPEFT_SHARED_DATA names another place)")
+    return directory
