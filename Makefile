@@ -8,7 +8,7 @@ train: .venv/installed
 	$(BIN)/bmpeft train recipes/medqa_lora.yaml output.overwrite=true $(OVERRIDES)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
 
 # Each candidate is run, not only looked up: a name on the PATH may be a shim for a Python that is not there.
 .venv/installed: pyproject.toml setup.py constraints.txt

@@ -149,6 +149,35 @@ def _pretrain(recipe: PretrainRecipe, as_json: bool, quiet: bool) -> None:
         print(f"backbone: {outcome.directory}, fingerprint {outcome.fingerprint}")
 
 
+@app.command()
+def inspect(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, metavar="N", help="How many to show.")] = 3,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Of the recipe's data.")] = "train",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print rows as the model sees them, and what of them was cut."""
+    from bmpeft.pretrain_recipe import load_any_recipe
+    from bmpeft.recipe_store import resolve_recipe
+
+    content = load_any_recipe(resolve_recipe(recipe), overrides or [])
+    with _work(quiet) as progress:
+        from bmpeft.training.inspection import inspect as inspect_recipe
+
+        inspection = inspect_recipe(content, split=split, rows=rows, progress=progress)
+    if as_json:
+        _print_json(asdict(inspection))
+        return
+    from bmpeft.training.inspection_view import plain_text, rich_text
+
+    if sys.stdout.isatty():
+        _print_rich(rich_text(inspection))
+    else:
+        print(plain_text(inspection))
+
+
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="An adapter's directory, or a recipe.")],
@@ -292,6 +321,19 @@ def list_data(as_json: Json = False) -> None:
     from bmpeft.datasets import dataset_info, dataset_names
 
     _print_rows("datasets", [asdict(dataset_info(name)) for name in dataset_names()], as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Report versions, device, number types, backends, disk and hub."""
+    with _work(quiet=True):
+        from bmpeft.doctor import diagnose
+
+        diagnosis = diagnose()
+    if as_json:
+        _print_json(diagnosis.content())
+    else:
+        _print_rich(diagnosis.table())
 
 
 @contextlib.contextmanager

@@ -97,9 +97,7 @@ class _SilentTask:
 
 
 class _PlainTask:
-    def __init__(
-        self, description: str, total: int, write: Callable[[str], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, description: str, total: int, write: Callable[[str], None], clock: Callable[[], float]) -> None:
         self._description, self._total, self._write, self._clock = description, total, write, clock
         self._done = 0
         self._figures: dict[str, float] = {}
@@ -113,7 +111,11 @@ class _PlainTask:
             return
         self._last_line = now
         left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
-        parts = (f"{self._description} {self._done:,}/{self._total:,}", _figures(self._figures), f"{_duration(left)} left")
+        parts = (
+            f"{self._description} {self._done:,}/{self._total:,}",
+            _figures(self._figures),
+            f"{_duration(left)} left",
+        )
         self._write("  ".join(part for part in parts if part))
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bmpeft.errors import UsageError, did_you_mean
+from bmpeft.errors import RecipeError, UsageError, did_you_mean
 from bmpeft.recipe_file import check_content, read_content
 
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
@@ -149,7 +149,7 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, gt=0.0)
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto: bfloat16 on a GPU that has it, else float32")
+        "auto", description="of the computation; auto: bfloat16 where the device has it in hardware, else float32")
     activation_checkpointing: bool = Field(
         False, description="recompute layers in the backward pass: less memory, about a third more time")
     evaluations: int = Field(
@@ -246,7 +246,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             one), a value of the wrong type or out of range (names the range), or a combination that
             cannot work.
     """
-    return parse_recipe(read_content(path), source=str(path), overrides=overrides)
+    content = read_content(path)
+    if "kind" in content:
+        raise RecipeError(f"{path}: is no recipe for an adapter (kind {content['kind']!r})")
+    return parse_recipe(content, source=str(path), overrides=overrides)
 
 
 def parse_recipe(content: dict[str, Any], *, source: str, overrides: Sequence[str] = ()) -> Recipe:

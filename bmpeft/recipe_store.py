@@ -30,18 +30,12 @@ class ShippedRecipe:
         """What a table of recipes shows."""
         from bmpeft.recipe import Recipe
 
-        if isinstance(self.recipe, Recipe):
-            method, task, dataset = self.recipe.adaptation.method, self.recipe.task.name, self.recipe.data.dataset
+        recipe = self.recipe
+        if isinstance(recipe, Recipe):
+            what = {"method": recipe.adaptation.method, "task": recipe.task.name, "dataset": recipe.data.dataset}
         else:
-            method, task, dataset = "pretrain", "", ", ".join(source.name for source in self.recipe.corpus)
-        return {
-            "name": self.name,
-            "method": method,
-            "task": task,
-            "dataset": dataset,
-            "backbone": self.recipe.backbone.name,
-            "description": self.recipe.description,
-        }
+            what = {"method": "pretrain", "task": "", "dataset": ", ".join(source.name for source in recipe.corpus)}
+        return {"name": self.name, **what, "backbone": recipe.backbone.name, "description": recipe.description}
 
 
 def shipped_names() -> tuple[str, ...]:

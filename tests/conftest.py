@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub; the loading code fails instead
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # figures that are compared must not depend on the machine's cores
+# Few threads: tests that run side by side must not take each other's cores, and tiny models gain nothing by more.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

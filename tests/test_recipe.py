@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bmpeft.errors import RecipeError, UsageError
+from bmpeft.pretrain_recipe import load_any_recipe
 from bmpeft.recipe import LORA_TARGETS, Recipe, load_recipe, match_splits, parse_recipe
 from bmpeft.recipe_store import shipped_names, shipped_recipe
 
@@ -295,6 +296,27 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "binary.yaml"):
         with pytest.raises(RecipeError, match=path.name):
             load_recipe(path)
+
+
+def test_a_problem_in_a_list_names_the_item(tmp_path: Path) -> None:
+    text = shipped_recipe("pretrain").path.read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("weight: 6", "weight: -6"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -6 is out of range: must be > 0\.0$"):
+        load_any_recipe(path)
+    path.write_text(text.replace("obtain: PubMedQA", "obtained: PubMedQA"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"unknown key 'corpus\[3\]\.obtained'; did you mean 'obtain'\?$"):
+        load_any_recipe(path)
+
+
+def test_the_kind_of_a_recipe_decides_what_it_is_for(tmp_path: Path) -> None:
+    pretrain = shipped_recipe("pretrain").path
+    with pytest.raises(RecipeError, match=r"is no recipe for an adapter \(kind 'pretrain'\)$"):
+        load_recipe(pretrain)
+    path = tmp_path / "mine.yaml"
+    path.write_text(pretrain.read_text(encoding="utf-8").replace("kind: pretrain", "kind: pretrian"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="kind: 'pretrian' is not one of 'pretrain'; did you mean 'pretrain'"):
+        load_any_recipe(path)
 
 
 # --- splits -------------------------------------------------------------------------------------------------------

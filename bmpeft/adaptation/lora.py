@@ -107,9 +107,7 @@ def adapter_tensors(model: PeftModel, adapter_name: str = "default") -> dict[str
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(state.items())}
 
 
-def set_adapter_tensors(
-    model: PeftModel, tensors: Mapping[str, torch.Tensor], adapter_name: str = "default"
-) -> None:
+def set_adapter_tensors(model: PeftModel, tensors: Mapping[str, torch.Tensor], adapter_name: str = "default") -> None:
     """Write tensors (named as in a file) into an attached adapter; all of them and nothing else.
 
     Raises:

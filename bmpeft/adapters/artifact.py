@@ -185,9 +185,7 @@ def check_writable(directory: Path, *, overwrite: bool) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise ArtifactError(f"{directory}: is a link or a file, expected a directory or nothing")
     if directory.exists() and not overwrite:
-        raise ArtifactError(
-            f"{directory} exists: output.overwrite=true replaces it, output.name=... keeps both"
-        )
+        raise ArtifactError(f"{directory} exists: output.overwrite=true replaces it, output.name=... keeps both")
 
 
 def load_artifact(directory: str | Path) -> Artifact:

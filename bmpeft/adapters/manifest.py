@@ -57,8 +57,9 @@ class DataOrigin(_Part):
     synthetic: bool
     split_method: str
     split_digests: dict[str, Sha256]
-    contamination: dict[str, str] = Field(description="split -> official test set that its rows are in")
-    train_rows: int
+    contamination: dict[str, str] = Field(description="split -> official test set that rows of it are in")
+    contaminated_rows: dict[str, int] = Field(description="split -> how many rows")
+    train_rows: int = Field(description="that were trained on")
     validation_rows: int
 
 

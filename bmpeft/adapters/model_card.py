@@ -115,7 +115,11 @@ def _notices(manifest: Manifest) -> list[str]:
     """What a reader must not miss."""
     notices = []
     if "train" in manifest.data.contamination:
-        notices.append(f"contaminated: {manifest.data.contamination['train']}")
+        rows = manifest.data.contaminated_rows.get("train", 0)
+        notices.append(
+            f"contaminated: {manifest.data.contamination['train']} "
+            f"({rows:,} of {manifest.data.train_rows:,} training rows)"
+        )
     if manifest.data.synthetic:
         notices.append("trained on a synthetic set: its scores say nothing about real questions")
     if _untrained(manifest):

@@ -16,6 +16,7 @@ from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE, BACKBONE_SCHEMA_V
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import load_tokenizer
+from bmpeft.devices import fastest_device, has_fast_bfloat16
 from bmpeft.errors import BackboneError, UsageError, did_you_mean
 from bmpeft.recipe import BackboneSection
 
@@ -30,7 +31,7 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
         UsageError: there is no such size, or it has no pretrained weights.
         BackboneError: the directory is missing, incomplete, damaged or not a backbone; the hub cannot be reached.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest_device()
     directory = Path(section.name).expanduser()
     if directory.is_dir():
         backbone = _from_directory(directory, section)
@@ -134,7 +135,8 @@ def _architecture(config: BiomedGPTConfig) -> dict[str, Any]:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        # On a CPU the weights stay as they are stored, whatever it computes with: memory is not scarce there.
+        name = "bfloat16" if device.type == "cuda" and has_fast_bfloat16(device) else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 

@@ -126,4 +126,5 @@ def _trained_on(manifest: Manifest) -> TrainedOn:
         split_digest=data.split_digests["train"],
         contamination=data.contamination.get("train"),
         rows=data.train_rows,
+        contaminated_rows=data.contaminated_rows.get("train"),
     )

@@ -86,9 +86,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, task: ProgressTask) -> None:
         self._task = task
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._task.advance(1)
 
     def on_log(

@@ -24,6 +24,7 @@ from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, up
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
+from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import BmpeftError, RecipeError
 from bmpeft.evaluation.run import evaluate
@@ -88,7 +89,8 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
     train_records, validation_records = _training_records(recipe, dataset)
     backbone = load_frozen_backbone(recipe.backbone)
     task = make_task(recipe.task, recipe.data.dataset)
-    _announce(recipe, backbone, dataset, progress)
+    origin = _origin(dataset, train_records, validation_records)
+    _announce(backbone, origin, progress)
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
     validation_split = _encode(recipe, backbone, task, validation_records, progress)
@@ -106,7 +108,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
         recipe=recipe,
         recipe_name=recipe_name,
         task=task.section(),
-        data=_origin(dataset, train_records, validation_records),
+        data=origin,
         limits=_limits(recipe, train_split),
         training=summary,
         tensors=adapter_tensors(model),
@@ -121,7 +123,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
         score_card=card,
         summary=summary,
         untrained_backbone=backbone.init == "random",
-        contamination=dataset.contamination.get("train"),
+        contamination=origin.contamination.get("train"),
     )
 
 
@@ -158,15 +160,15 @@ def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Rec
     return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
 
 
-def _announce(recipe: Recipe, backbone: FrozenBackbone, dataset: LoadedDataset, progress: Progress) -> None:
+def _announce(backbone: FrozenBackbone, origin: DataOrigin, progress: Progress) -> None:
     """Say before the long work what its result will be worth."""
     if backbone.init == "random":
         progress.line(f"backbone {backbone.name}: untrained (random weights, seed {backbone.init_seed})")
-    if dataset.synthetic:
-        progress.line(f"dataset {dataset.name}: synthetic")
-    if "train" in dataset.contamination:
-        progress.line(f"contaminated: {dataset.contamination['train']}")
-    if not dataset.splits.get("validation"):
+    if origin.synthetic:
+        progress.line(f"dataset {origin.dataset}: synthetic")
+    if "train" in origin.contamination:
+        progress.line(f"contaminated: {origin.contamination['train']}")
+    if not origin.validation_rows:
         progress.line("no validation rows: the adapter of the last step is kept")
 
 
@@ -297,13 +299,21 @@ def _tensorboard(trainer: SequenceTrainer, run_directory: Path, *, enabled: bool
 def _origin(
     dataset: LoadedDataset, train_records: tuple[Record, ...], validation_records: tuple[Record, ...]
 ) -> DataOrigin:
+    """Where the rows came from; of the training split only those count that were trained on."""
+    names, counts = dict(dataset.contamination), dict(dataset.contamination_counts)
+    if "train" in names:
+        del names["train"], counts["train"]
+        found = find_contamination(train_records)
+        if found is not None:
+            names["train"], counts["train"] = found.name, found.rows
     return DataOrigin(
         dataset=dataset.name,
         licence=dataset.licence,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,
         split_digests=dict(dataset.split_digests),
-        contamination=dict(dataset.contamination),
+        contamination=names,
+        contaminated_rows=counts,
         train_rows=len(train_records),
         validation_rows=len(validation_records),
     )
@@ -315,6 +325,17 @@ def _limits(recipe: Recipe, split: EncodedSplit) -> Limits:
         max_target_length=recipe.data.max_target_length,
         rows_cut=split.rows_cut,
         document_tokens_cut=split.document_tokens_cut,
+    )
+
+
+def trained_on(data: DataOrigin) -> TrainedOn:
+    """The part of a score card that says what the adapter was trained on."""
+    return TrainedOn(
+        dataset=data.dataset,
+        split_digest=data.split_digests["train"],
+        contamination=data.contamination.get("train"),
+        rows=data.train_rows,
+        contaminated_rows=data.contaminated_rows.get("train"),
     )
 
 
@@ -338,12 +359,7 @@ def _evaluate(
             evaluation=recipe.evaluation,
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
-            trained_on=TrainedOn(
-                dataset=dataset.name,
-                split_digest=dataset.split_digests["train"],
-                contamination=dataset.contamination.get("train"),
-                rows=artifact.manifest.data.train_rows,
-            ),
+            trained_on=trained_on(artifact.manifest.data),
             without_adapter=model.disable_adapter,
             progress=progress,
         )

@@ -32,6 +32,7 @@ from bmpeft.adaptation import adapter_tensors, set_adapter_tensors
 from bmpeft.adapters import atomic
 from bmpeft.adapters.manifest import CONFIG_FILE, TENSORS_FILE
 from bmpeft.backbones.base import FrozenBackbone
+from bmpeft.devices import has_fast_bfloat16
 from bmpeft.errors import BmpeftError
 from bmpeft.recipe import TrainingSection
 from bmpeft.training.batches import EncodedDataset, EpochLoader, LengthGroupedBatches
@@ -187,6 +188,7 @@ class SequenceTrainer(Trainer):
             if self._accuracy is not None:
                 metrics["eval_accuracy"] = self._accuracy()
         step = self.state.global_step
+        _require_finite("validation loss", metrics["eval_loss"], step)
         self.validations.append(Validation(step, metrics["eval_loss"], metrics.get("eval_accuracy")))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -248,12 +250,10 @@ class SingleDeviceArguments(TrainingArguments):
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
-    """"float32" or "bfloat16"; auto is bfloat16 on a GPU that computes with it."""
+    """The computation's dtype, "float32" or "bfloat16"; auto is bfloat16 where the device has it in hardware."""
     if asked != "auto":
         return asked
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    return "float32"
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def _arguments(

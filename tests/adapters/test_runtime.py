@@ -194,9 +194,7 @@ def test_another_tokenizer_is_refused(copy: Path, backbone: Backbone, edit_json:
         backbone.load_adapter(copy)
 
 
-def test_tensors_must_be_those_of_the_model(
-    copy: Path, stored: Stored, edit_json: Callable[..., None]
-) -> None:
+def test_tensors_must_be_those_of_the_model(copy: Path, stored: Stored, edit_json: Callable[..., None]) -> None:
     wider = Backbone(tiny_backbone(encoder_ffn_dim=192))
     edit_json(copy / "bmpeft.json", {"backbone.fingerprint": wider.frozen.fingerprint})
     with pytest.raises(ArtifactError, match=r"fc1\.lora_B\.weight has shape \(128, 4\), expected \(192, 4\)$"):

@@ -206,3 +206,27 @@ def test_a_run_says_what_it_has_to_and_nothing_else(tmp_path: Path, capfd: pytes
     manifest = load_artifact(tmp_path / "adapters" / "small").manifest
     assert manifest.data.train_rows == 10
     assert manifest.recipe_name == "small"
+
+
+def test_an_adapter_trained_on_official_test_questions_says_so(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = (shared_data / "medqa_usmle_test").glob("*.jsonl")
+    recipe = small_recipe(
+        tmp_path,
+        f"data.path={file}",
+        "data.train_rows=12",
+        "data.split.validation=0.02",
+        "data.max_source_length=200",
+        "data.max_target_length=128",
+        "training.max_steps=1",
+        "evaluation.limit=5",
+    )
+    outcome = train(recipe, recipe_name="small", progress=Progress())
+    assert "contaminated: official MedQA test" in capsys.readouterr().err
+    manifest = load_artifact(outcome.directory).manifest
+    assert manifest.data.contamination["train"] == "official MedQA test"
+    assert manifest.data.contaminated_rows["train"] == 12
+    assert outcome.score_card.remarks[0] == "contaminated: official MedQA test (12 of 12 training rows)"
+    assert "contaminated: official MedQA test (12 of 12 training rows)" in (outcome.directory / "README.md").read_text()
+    assert file.read_text().splitlines()[0][20:60] not in (outcome.directory / "bmpeft.json").read_text()

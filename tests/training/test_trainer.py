@@ -51,7 +51,8 @@ def make_trainer(
 ) -> tuple[SequenceTrainer, Losses]:
     """A trainer without any dropout, unless the test says otherwise."""
     backbone = backbone or tiny_backbone(dropout=0.0)
-    options = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0, "logging_steps": 1, **options}
+    defaults = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0, "logging_steps": 1}
+    options = {**defaults, "precision": "float32", **options}
     losses = Losses()
     trainer = SequenceTrainer(
         attach(backbone, LoraSection(rank=4, dropout=lora_dropout)),

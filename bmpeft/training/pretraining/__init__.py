@@ -1,0 +1,1 @@
+"""Pretraining of a whole backbone on a mixture of texts."""
