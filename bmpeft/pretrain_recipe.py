@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bmpeft.recipe import BackboneSection, Recipe, Section
+from bmpeft.recipe import BackboneSection, Recipe, Section, portable_name
 from bmpeft.recipe_file import check_content, read_content
 
 
@@ -103,9 +103,12 @@ class PretrainRecipe(Section):
     def portable(self) -> dict[str, Any]:
         """The content with directories reduced to their last part."""
         content: dict[str, Any] = self.model_dump(mode="json")
-        content["data_root"] = Path(content["data_root"]).name
-        content["output"]["directory"] = Path(content["output"]["directory"]).name
-        content["output"]["runs"] = Path(content["output"]["runs"]).name
+        content["backbone"]["name"] = portable_name(self.backbone.name)
+        places = [(content, "data_root"), (content["output"], "directory"), (content["output"], "runs")]
+        places += [(content["backbone"], "tokenizer"), *((source, "path") for source in content["corpus"])]
+        for section, key in places:
+            if section[key] is not None:
+                section[key] = Path(section[key]).name
         return content
 
 

@@ -34,15 +34,19 @@ class BackboneSection(Section):
     """Which model stays frozen."""
 
     name: str = Field(
-        description="an embedded or size name (biomedgpt-nano ... biomedgpt-xlarge), a directory, or a hub name")
+        description="an embedded or size name (biomedgpt-nano ... biomedgpt-xlarge), a directory, or a hub name"
+    )
     init: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random: untrained weights drawn from init_seed")
+        "pretrained", description="random: untrained weights drawn from init_seed"
+    )
     init_seed: int = Field(0, ge=0, description="seed of the random weights")
     tokenizer: str | None = Field(None, description="directory with tokenizer.json, for backbones without one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32")
+        "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
+    )
     attention: Literal["auto", "eager", "sdpa"] = Field(
-        "auto", description="attention backend; eager is the specification")
+        "auto", description="attention backend; eager is the specification"
+    )
 
 
 class LoraSection(Section):
@@ -56,7 +60,8 @@ class LoraSection(Section):
     alpha: float = Field(16.0, gt=0, description="scaling is alpha / sqrt(rank) with rslora, else alpha / rank")
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
     target_modules: tuple[LoraTarget, ...] = Field(
-        LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter")
+        LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter"
+    )
     rslora: bool = True
 
     @field_validator("target_modules")
@@ -102,7 +107,8 @@ class TaskSection(Section):
 
     name: Literal["question_answering"] = "question_answering"
     prompt: str | None = Field(
-        None, description="template with {question}, {choices}, {text}; default: the task's own for this dataset")
+        None, description="template with {question}, {choices}, {text}; default: the task's own for this dataset"
+    )
     decoding: Decoding = CandidatesDecoding()
 
 
@@ -125,11 +131,14 @@ class DataSection(Section):
 
     dataset: str = Field(description="name of a reader: `medqa`, `medmcqa`, `pubmedqa`")
     path: str = Field(
-        description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package")
+        description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package"
+    )
     split: SplitSection = Field(
-        default_factory=SplitSection, description="used where the files carry no official split")
+        default_factory=SplitSection, description="used where the files carry no official split"
+    )
     cop_base: Literal[0, 1] | None = Field(
-        None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1")
+        None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1"
+    )
     max_source_length: int = Field(256, ge=8, le=1024, description="tokens, special tokens included")
     max_target_length: int = Field(64, ge=2, le=1024, description="tokens, end token included")
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
@@ -149,14 +158,17 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, gt=0.0)
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto: bfloat16 where the device has it in hardware, else float32")
+        "auto", description="of the computation; auto: bfloat16 where the device has it in hardware, else float32"
+    )
     activation_checkpointing: bool = Field(
-        False, description="recompute layers in the backward pass: less memory, about a third more time")
+        False, description="recompute layers in the backward pass: less memory, about a third more time"
+    )
     evaluations: int = Field(
-        3, ge=1, le=1000,
-        description="how many times in the run the validation split is measured and a checkpoint kept")
+        3, ge=1, le=1000, description="how many times in the run the validation split is measured and a checkpoint kept"
+    )
     select_by: Literal["loss", "accuracy"] = Field(
-        "loss", description="validation figure that picks the best checkpoint; accuracy needs closed answers")
+        "loss", description="validation figure that picks the best checkpoint; accuracy needs closed answers"
+    )
     logging_steps: int = Field(10, ge=1)
     tensorboard: bool = True
 
@@ -168,9 +180,11 @@ class EvaluationSection(Section):
     """What is measured after training and against which controls."""
 
     splits: tuple[str, ...] = Field(
-        ("test*",), min_length=1, description="names or shell patterns; each must match a split of the dataset")
+        ("test*",), min_length=1, description="names or shell patterns; each must match a split of the dataset"
+    )
     limit: int | None = Field(
-        None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card")
+        None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card"
+    )
     batch_size: int = Field(32, ge=1)
     controls: tuple[ControlName, ...] = ("majority", "options_only", "frozen_backbone")
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
@@ -180,7 +194,8 @@ class OutputSection(Section):
     """Where the adapter and the run's logs and checkpoints go."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the adapter: letters, digits, . _ -")
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the adapter: letters, digits, . _ -"
+    )
     directory: str = Field("adapters", description="the adapter is written to directory/name")
     runs: str = Field("runs", description="logs and checkpoints are written to runs/name")
     overwrite: bool = Field(False, description="replace an adapter of this name (atomically, after training succeeded)")

@@ -129,8 +129,12 @@ def _nearest_key(step: _Step, root: type[BaseModel]) -> str:
     here = did_you_mean(str(step.key), valid)
     if "did you mean" in here:
         return here
-    elsewhere = [f"{name}.{step.key}" for name, field in root.model_fields.items()
-                 for section in _sections_in(field.annotation) if step.key in section.model_fields]
+    elsewhere = [
+        f"{name}.{step.key}"
+        for name, field in root.model_fields.items()
+        for section in _sections_in(field.annotation)
+        if step.key in section.model_fields
+    ]
     return f"; did you mean {elsewhere[0]!r}?" if elsewhere else here
 
 
@@ -142,8 +146,9 @@ def _tags(field: FieldInfo | None) -> list[str]:
 def _range_of(field: FieldInfo | None) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     metadata = field.metadata if field else ()
-    return " and ".join(f"{sign} {getattr(bound, name)}"
-                        for bound in metadata for name, sign in signs.items() if hasattr(bound, name))
+    return " and ".join(
+        f"{sign} {getattr(bound, name)}" for bound in metadata for name, sign in signs.items() if hasattr(bound, name)
+    )
 
 
 def _nearest_value(value: Any, expected: str) -> str:

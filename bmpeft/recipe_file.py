@@ -42,9 +42,7 @@ def read_content(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def check_content(
-    content: dict[str, Any], schema: type[Model], *, source: str, overrides: Sequence[str] = ()
-) -> Model:
+def check_content(content: dict[str, Any], schema: type[Model], *, source: str, overrides: Sequence[str] = ()) -> Model:
     """Apply overrides of the form ``section.key=value`` and check the content; `source` names it in errors.
 
     Raises:

@@ -15,15 +15,26 @@ import pytest
 
 from bmpeft import cli
 
-QUICK = ["training.max_steps=2", "training.batch_size=4", "training.evaluations=1", "evaluation.bootstrap_samples=100",
-         "evaluation.limit=4", "adaptation.rank=2", "output.name=tiny"]
+QUICK = [
+    "training.max_steps=2",
+    "training.batch_size=4",
+    "training.evaluations=1",
+    "evaluation.bootstrap_samples=100",
+    "evaluation.limit=4",
+    "adaptation.rank=2",
+    "output.name=tiny",
+]
 
 
 def questions(count: int) -> list[dict[str, Any]]:
     return [
-        {"question": f"Which number follows {n}?", "answer_idx": "ABCD"[n % 4],
-         "options": {letter: str(n + 1 if letter == "ABCD"[n % 4] else n + 10 * i + 7)
-                     for i, letter in enumerate("ABCD")}}
+        {
+            "question": f"Which number follows {n}?",
+            "answer_idx": "ABCD"[n % 4],
+            "options": {
+                letter: str(n + 1 if letter == "ABCD"[n % 4] else n + 10 * i + 7) for i, letter in enumerate("ABCD")
+            },
+        }
         for n in range(count)
     ]
 
@@ -131,8 +142,9 @@ def test_eval_prints_the_remarks_first(here: Path, capsys: pytest.CaptureFixture
 
 
 def test_predict_answers_every_question_in_order(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [{"id": f"q{i}", **{key: row[key] for key in ("question", "options")}}
-             for i, row in enumerate(questions(5))]
+    asked = [
+        {"id": f"q{i}", **{key: row[key] for key in ("question", "options")}} for i, row in enumerate(questions(5))
+    ]
     write_lines(here / "questions.jsonl", asked)
     arguments = ["--adapter", "tiny", "--input", "questions.jsonl", "--output", "answers.jsonl"]
     assert output(capsys, "predict", *arguments, "--json") == {"answers": 5, "output": "answers.jsonl"}

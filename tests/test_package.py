@@ -18,8 +18,22 @@ import pytest
 import bmpeft
 
 # What would make a start slow. (pydantic is typer's own way of checking the arguments of a command.)
-HEAVY = {"accelerate", "bitsandbytes", "datasets", "numpy", "pandas", "peft", "rich", "sklearn", "tensorboard",
-         "tokenizers", "torch", "transformers", "triton", "trl"}
+HEAVY = {
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "numpy",
+    "pandas",
+    "peft",
+    "rich",
+    "sklearn",
+    "tensorboard",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+    "trl",
+}
 
 LIBRARIES_PROBE = """
 import importlib.util, json, sys
@@ -63,8 +77,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("arguments", [["recipes", "list"], ["recipes", "schema"], ["data", "list"],
-                                       ["adapters", "list"], ["train", "no_such_recipe"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["recipes", "list"], ["recipes", "schema"], ["data", "list"], ["adapters", "list"], ["train", "no_such_recipe"]],
+)
 def test_commands_that_only_read_do_not_load_torch(arguments: list[str]) -> None:
     loaded = modules_after(f"from bmpeft.cli import main; main({arguments!r})")
     assert not loaded & {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
@@ -74,8 +90,14 @@ def test_the_libraries_behave_the_same_with_the_checkout_first_on_the_path(repos
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     # With -c the working directory is the first entry of sys.path.
     runs = [
-        subprocess.Popen([sys.executable, "-c", LIBRARIES_PROBE], cwd=directory, env=environment, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", LIBRARIES_PROBE],
+            cwd=directory,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for directory in (repository, tmp_path)
     ]
     outputs = [run.communicate() for run in runs]
@@ -106,8 +128,14 @@ def installed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def run_installed(installed: Path, cwd: Path, *arguments: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    result = subprocess.run([sys.executable, "-m", "bmpeft", *arguments], cwd=cwd, env=environment,
-                            capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "bmpeft", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     content: dict[str, Any] = json.loads(result.stdout)
     return content
 

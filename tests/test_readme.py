@@ -18,7 +18,7 @@ from bmpeft import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-READ_ONLY = {"recipes", "data", "adapters"}  # groups whose commands are run as they stand
+READ_ONLY = {"recipes", "data", "adapters", "doctor"}  # their commands are run as they stand
 NEEDS_AN_ADAPTER = {("adapters", "show"), ("adapters", "verify")}
 
 
@@ -49,15 +49,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
         return function
 
-    for module, function in (("bmpeft.training.run", "train"), ("bmpeft.evaluation.command", "evaluate_target"),
-                             ("bmpeft.adapters.predict_file", "predict_file")):
+    for module, function in (
+        ("bmpeft.training.run", "train"),
+        ("bmpeft.evaluation.command", "evaluate_target"),
+        ("bmpeft.training.inspection", "inspect"),
+        ("bmpeft.adapters.predict_file", "predict_file"),
+    ):
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: note(function)}))
     return noted
 
 
 @pytest.mark.parametrize(("document", "line"), IN_BMPEFT, ids=[line for _, line in IN_BMPEFT])
 def test_commands_of_bmpeft_work(
-    document: Path, line: str, calls: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    document: Path,
+    line: str,
+    calls: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Cheap commands are run, long ones up to the point where the work would begin: their recipe is valid."""
@@ -83,8 +91,12 @@ def test_other_commands_are_those_that_ci_runs(document: Path, line: str) -> Non
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert "test" in project["optional-dependencies"]
     else:
-        assert line in ("python3 -m venv .venv", ".venv/bin/python -m pytest", ".venv/bin/ruff check .",
-                        ".venv/bin/mypy"), f"{document}: no test runs {line!r}"
+        assert line in (
+            "python3 -m venv .venv",
+            ".venv/bin/python -m pytest",
+            ".venv/bin/ruff check .",
+            ".venv/bin/mypy",
+        ), f"{document}: no test runs {line!r}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))

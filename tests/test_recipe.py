@@ -109,12 +109,20 @@ def numbers(low: float, high: float, **options: bool) -> st.SearchStrategy[float
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30)
 SEED = st.integers(0, 2**31)
 DECODINGS = st.one_of(
-    st.fixed_dictionaries({"method": st.just("candidates")}, optional={
-        "normalization": st.sampled_from(["sum", "length"])}),
-    st.fixed_dictionaries({"method": st.just("beam")}, optional={
-        "num_beams": st.integers(1, 64), "length_penalty": numbers(-2, 2)}),
-    st.fixed_dictionaries({"method": st.just("sample")}, optional={
-        "temperature": numbers(0, 10, exclude_min=True), "top_p": numbers(0, 1, exclude_min=True), "seed": SEED}),
+    st.fixed_dictionaries(
+        {"method": st.just("candidates")}, optional={"normalization": st.sampled_from(["sum", "length"])}
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("beam")}, optional={"num_beams": st.integers(1, 64), "length_penalty": numbers(-2, 2)}
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("sample")},
+        optional={
+            "temperature": numbers(0, 10, exclude_min=True),
+            "top_p": numbers(0, 1, exclude_min=True),
+            "seed": SEED,
+        },
+    ),
 )
 
 
@@ -130,31 +138,61 @@ def recipe_contents(draw: st.DrawFn) -> dict[str, Any]:
         data["cop_base"] = draw(st.sampled_from([0, 1]))
     return {
         "description": draw(TEXT),
-        "backbone": {"name": draw(TEXT), **draw(optional(
-            init_seed=SEED, tokenizer=TEXT | st.none(), attention=st.sampled_from(["auto", "eager", "sdpa"])))},
-        "adaptation": draw(optional(
-            rank=st.integers(1, 1024), alpha=numbers(0, 1e6, exclude_min=True),
-            dropout=numbers(0, 1, exclude_max=True), rslora=st.booleans(),
-            target_modules=st.lists(st.sampled_from(LORA_TARGETS), min_size=1, unique=True))),
+        "backbone": {
+            "name": draw(TEXT),
+            **draw(
+                optional(
+                    init_seed=SEED, tokenizer=TEXT | st.none(), attention=st.sampled_from(["auto", "eager", "sdpa"])
+                )
+            ),
+        },
+        "adaptation": draw(
+            optional(
+                rank=st.integers(1, 1024),
+                alpha=numbers(0, 1e6, exclude_min=True),
+                dropout=numbers(0, 1, exclude_max=True),
+                rslora=st.booleans(),
+                target_modules=st.lists(st.sampled_from(LORA_TARGETS), min_size=1, unique=True),
+            )
+        ),
         "task": {"decoding": decoding, **draw(optional(prompt=TEXT | st.none()))},
-        "data": {**data, **draw(optional(
-            split=optional(validation=numbers(0, 0.4), test=numbers(0, 0.5), seed=SEED),
-            max_source_length=st.integers(8, 1024), train_rows=st.integers(1, 10**6) | st.none()))},
-        "training": draw(optional(
-            learning_rate=numbers(0, 1, exclude_min=True), epochs=numbers(0, 10_000, exclude_min=True),
-            seed=SEED, warmup=numbers(0, 1, exclude_max=True), tensorboard=st.booleans())),
-        "evaluation": {"controls": draw(st.lists(st.sampled_from(controls), unique=True)), **draw(optional(
-            splits=st.lists(TEXT, min_size=1), limit=st.integers(1, 10**6) | st.none()))},
-        "output": {"name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)),
-                   **draw(optional(overwrite=st.booleans(), directory=TEXT))},
+        "data": {
+            **data,
+            **draw(
+                optional(
+                    split=optional(validation=numbers(0, 0.4), test=numbers(0, 0.5), seed=SEED),
+                    max_source_length=st.integers(8, 1024),
+                    train_rows=st.integers(1, 10**6) | st.none(),
+                )
+            ),
+        },
+        "training": draw(
+            optional(
+                learning_rate=numbers(0, 1, exclude_min=True),
+                epochs=numbers(0, 10_000, exclude_min=True),
+                seed=SEED,
+                warmup=numbers(0, 1, exclude_max=True),
+                tensorboard=st.booleans(),
+            )
+        ),
+        "evaluation": {
+            "controls": draw(st.lists(st.sampled_from(controls), unique=True)),
+            **draw(optional(splits=st.lists(TEXT, min_size=1), limit=st.integers(1, 10**6) | st.none())),
+        },
+        "output": {
+            "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)),
+            **draw(optional(overwrite=st.booleans(), directory=TEXT)),
+        },
     }
 
 
 @given(recipe_contents())
 def test_any_valid_recipe_survives_yaml_and_keeps_its_digest(content: dict[str, Any]) -> None:
     recipe = parse_recipe(content, source="my.yaml")
-    for dumped in (yaml.safe_dump(recipe.model_dump(mode="json")),
-                   yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=True)):
+    for dumped in (
+        yaml.safe_dump(recipe.model_dump(mode="json")),
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=True),
+    ):
         again = parse_recipe(yaml.safe_load(dumped), source="my.yaml")
         assert again == recipe
         assert again.digest() == recipe.digest()
@@ -162,8 +200,11 @@ def test_any_valid_recipe_survives_yaml_and_keeps_its_digest(content: dict[str, 
 
 @given(recipe_contents(), st.data())
 def test_an_unknown_key_is_refused_in_every_section(content: dict[str, Any], data: st.DataObject) -> None:
-    sections = {"": content, **{f"{name}.": value for name, value in content.items() if isinstance(value, dict)},
-                "task.decoding.": content["task"]["decoding"]}
+    sections = {
+        "": content,
+        **{f"{name}.": value for name, value in content.items() if isinstance(value, dict)},
+        "task.decoding.": content["task"]["decoding"],
+    }
     prefix = data.draw(st.sampled_from(sorted(sections)))
     sections[prefix]["no_such_key"] = 1
     assert f"my.yaml: unknown key '{prefix}no_such_key'" in refusal(content)
@@ -180,8 +221,9 @@ def test_the_stored_form_names_no_directory(content: dict[str, Any]) -> None:
 
 def test_the_digest_depends_on_every_value() -> None:
     overrides = ["training.seed=1", "data.max_source_length=64", "adaptation.dropout=0.1", "output.name=other"]
-    digests = {parse_recipe(MINIMAL, source="my.yaml", overrides=some).digest()
-               for some in ([], *([one] for one in overrides))}
+    digests = {
+        parse_recipe(MINIMAL, source="my.yaml", overrides=some).digest() for some in ([], *([one] for one in overrides))
+    }
     assert len(digests) == len(overrides) + 1
 
 
@@ -195,11 +237,11 @@ def test_the_digest_depends_on_every_value() -> None:
         ("learning_rate=1", "my.yaml: unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("trainin.seed=1", "my.yaml: unknown key 'trainin'; did you mean 'training'?"),
         ("data.split.sed=1", "my.yaml: unknown key 'data.split.sed'; did you mean 'seed'?"),
-        ("adaptation.qqq=1",
-         "my.yaml: unknown key 'adaptation.qqq'; "
-         "valid: alpha, dropout, method, rank, rslora, target_modules"),
-        ("training.learning_rate=2",
-         "my.yaml: training.learning_rate: 2 is out of range: must be > 0.0 and <= 1.0"),
+        (
+            "adaptation.qqq=1",
+            "my.yaml: unknown key 'adaptation.qqq'; valid: alpha, dropout, method, rank, rslora, target_modules",
+        ),
+        ("training.learning_rate=2", "my.yaml: training.learning_rate: 2 is out of range: must be > 0.0 and <= 1.0"),
         ("adaptation.rank=0", "my.yaml: adaptation.rank: 0 is out of range: must be >= 1 and <= 1024"),
         ("training.batch_size=-3", "my.yaml: training.batch_size: -3 is out of range: must be >= 1"),
         ("data.split.test=1.5", "my.yaml: data.split.test: 1.5 is out of range: must be >= 0.0 and < 1.0"),
@@ -211,22 +253,30 @@ def test_the_digest_depends_on_every_value() -> None:
         ("training=3", "my.yaml: training: expected a section (keys with values), got 3"),
         ("evaluation.splits=test", "my.yaml: evaluation.splits: expected a list, such as [first, second], got 'test'"),
         ("evaluation.splits=[]", "my.yaml: evaluation.splits: expected at least 1 value(s), got []"),
-        ("evaluation.controls=[majorty]",
-         "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
-         "'frozen_backbone'; did you mean 'majority'?"),
-        ("adaptation.target_modules=[q_proj, q_proj]",
-         "my.yaml: adaptation.target_modules: each module at most once"),
-        ("training.schedule=cosin",
-         "my.yaml: training.schedule: 'cosin' is not one of 'linear', 'cosine' or 'constant'; did you mean 'cosine'?"),
+        (
+            "evaluation.controls=[majorty]",
+            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
+            "'frozen_backbone'; did you mean 'majority'?",
+        ),
+        ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
+        (
+            "training.schedule=cosin",
+            "my.yaml: training.schedule: 'cosin' is not one of 'linear', 'cosine' or 'constant'; did you mean 'cosine'?",
+        ),
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
-        ("task.decoding.num_beams=3",
-         "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample'"),
-        ("task.decoding.method=baem",
-         "my.yaml: task.decoding.method: 'baem' is not one of 'candidates', 'beam', 'sample'; did you mean 'beam'?"),
-        ("task.decoding={method: beam, num_beam: 3}",
-         "my.yaml: unknown key 'task.decoding.num_beam'; did you mean 'num_beams'?"),
-        ("task.decoding={method: beam, num_beams: 99}",
-         "my.yaml: task.decoding.num_beams: 99 is out of range: must be >= 1 and <= 64"),
+        ("task.decoding.num_beams=3", "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample'"),
+        (
+            "task.decoding.method=baem",
+            "my.yaml: task.decoding.method: 'baem' is not one of 'candidates', 'beam', 'sample'; did you mean 'beam'?",
+        ),
+        (
+            "task.decoding={method: beam, num_beam: 3}",
+            "my.yaml: unknown key 'task.decoding.num_beam'; did you mean 'num_beams'?",
+        ),
+        (
+            "task.decoding={method: beam, num_beams: 99}",
+            "my.yaml: task.decoding.num_beams: 99 is out of range: must be >= 1 and <= 64",
+        ),
         ("version=2", "my.yaml: version: 2 is not one of 1"),
     ],
 )

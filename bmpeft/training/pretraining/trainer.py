@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from bmpeft.backbones.base import EncodedExample
+from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.training.pretraining.rows import MixtureRows
 from bmpeft.training.trainer import SequenceTrainer
 
@@ -87,7 +88,8 @@ class PretrainTrainer(SequenceTrainer):
             self.model.eval()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        Trainer._save_checkpoint(self, model, trial)
+        with no_progress_bars():
+            Trainer._save_checkpoint(self, model, trial)
 
 
 def last_checkpoint(directory: Path) -> str | None:
