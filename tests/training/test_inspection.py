@@ -34,7 +34,7 @@ QUIET = Progress(quiet=True)
 IGNORED = -100
 ALL = 1000
 BACKBONE = tiny_backbone()
-WORDS = st.lists(st.sampled_from(["fever", "aorta", "of", "β-blocker", "5 mg", "Crohn's"]), min_size=1, max_size=40)
+WORDS = st.lists(st.sampled_from(["fever", "aorta", "of", "β-blocker", "5 mg", "Crohn's"]), min_size=20, max_size=40)
 TEXT = st.text(min_size=1, max_size=40).filter(lambda text: text.strip())
 
 
@@ -180,7 +180,7 @@ def test_loss_tokens_spell_the_answer_and_the_end(question: str, choices: list[s
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=WORDS, question=WORDS, limit=st.integers(32, 120))
+@given(text=WORDS, question=WORDS, limit=st.integers(32, 64))
 @pytest.mark.parametrize("end", ["head", "tail"])
 def test_only_the_document_is_cut_and_from_the_end_that_is_named(
     end: str, text: list[str], question: list[str], limit: int
