@@ -51,6 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
     for module, function in (
         ("bmpeft.training.run", "train"),
+        ("bmpeft.training.pretraining.run", "pretrain"),
         ("bmpeft.evaluation.command", "evaluate_target"),
         ("bmpeft.training.inspection", "inspect"),
         ("bmpeft.adapters.predict_file", "predict_file"),
