@@ -72,7 +72,7 @@ def source_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int)
     excess = len(ids) - limit
     if excess <= 0:
         return ids, 0
-    start, stop = _document_tokens(encoding["offset_mapping"], example.document)
+    start, stop = _document_tokens(encoding["offset_mapping"], example)
     if stop - start < excess:
         raise BmpeftError(
             f"record {example.record.id}: the prompt without its document takes {len(ids) - (stop - start)} tokens, "
@@ -83,11 +83,19 @@ def source_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int)
     return ids, excess
 
 
-def _document_tokens(offsets: list[tuple[int, int]], document: tuple[int, int] | None) -> tuple[int, int]:
-    """Range of the tokens that lie wholly inside the document's characters."""
-    if document is None:
+def _document_tokens(offsets: list[tuple[int, int]], example: Example) -> tuple[int, int]:
+    """Range of the tokens that lie inside the document's characters.
+
+    A word's token carries the space before it, so the first one may begin with the prompt's space.
+    """
+    if example.document is None:
         return 0, 0
-    inside = [i for i, (start, stop) in enumerate(offsets) if document[0] <= start and stop <= document[1]]
+    first, last = example.document
+    inside = [
+        token
+        for token, (start, stop) in enumerate(offsets)
+        if first < stop <= last and not example.source[start:first].strip()
+    ]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 

@@ -63,6 +63,16 @@ def test_truncation_cuts_the_document_and_nothing_else(
     assert kept in document and (document.endswith(kept) if head else document.startswith(kept))
 
 
+def test_no_word_of_the_cut_part_stays(backbone: BiomedGPTBackbone) -> None:
+    document = "During rounds a patient asks about aspirin."
+    source = f" {document} choices: a; b"
+    cut = example(source, document=(1, 1 + len(document)), document_cut="head")
+    length = len(backbone.encode(cut, max_source_length=256, max_target_length=8).input_ids)
+    ids = backbone.encode(cut, max_source_length=length - 2, max_target_length=8).input_ids
+    text = backbone.tokenizer.decode(ids[1:-1], clean_up_tokenization_spaces=False)
+    assert source.endswith(text) and "During" not in text
+
+
 def test_what_cannot_be_cut_is_an_error_that_names_the_record(backbone: BiomedGPTBackbone) -> None:
     with pytest.raises(BmpeftError, match=r"record r1: the prompt without its document takes \d+ tokens, and 8 fit"):
         backbone.encode(example(" a b c d e f g h i j k l"), max_source_length=10, max_target_length=8)

@@ -177,6 +177,20 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, name: str | None, conten
     assert "\n" not in str(error.value)
 
 
+def test_what_the_token_limits_cost_is_counted(tmp_path: Path) -> None:
+    pairs = [{"q": "word " * 40, "a": "yes"}, {"q": "short", "a": "word " * 40}, {"q": "short too", "a": "no"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    asked = recipe(
+        tmp_path,
+        [source(path="a.jsonl", text=[], question="q", answer="a")],
+        objective={"max_source_length": 20, "max_target_length": 10},
+        training={"validation_share": 1e-6},
+    )
+    rows = MixtureRows(read_corpus(asked), tiny_backbone().tokenizer, asked.objective, 0)
+    (counts,) = rows.counts
+    assert (counts.questions, counts.questions_left_out, counts.answers_cut) == (2, 1, 1)
+
+
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> PretrainRecipe:
     """Six steps on the tiny backbone."""

@@ -22,10 +22,22 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """What became of a source: pieces of text and questions, and what the token limits cost."""
+
+    texts: int
+    questions: int
+    texts_cut: int
+    questions_left_out: int
+    answers_cut: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Pool:
     weight: float
     texts: tuple[tuple[int, ...], ...]
     questions: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    counts: PoolCounts
 
 
 class MixtureRows:
@@ -40,8 +52,8 @@ class MixtureRows:
     ) -> None:
         self._tokenizer, self._objective, self._seed = tokenizer, objective, seed
         self._prompt = tuple(tuple(self._ids(part)) for part in INFILLING_PROMPT)
-        pools = [self._pool(source) for source in sources]
-        self._pools = [pool for pool in pools if pool.texts or pool.questions]
+        self._all_pools = [self._pool(source) for source in sources]
+        self._pools = [pool for pool in self._all_pools if pool.texts or pool.questions]
         if not self._pools:
             raise ValueError("no source has texts or questions")
         self._weights = [pool.weight for pool in self._pools]
@@ -65,24 +77,32 @@ class MixtureRows:
         return self._example((*self._prompt[0], *masked, *self._prompt[1]), text)
 
     @property
-    def counts(self) -> list[tuple[int, int]]:
-        """Texts and questions of each source that is used."""
-        return [(len(pool.texts), len(pool.questions)) for pool in self._pools]
+    def counts(self) -> list[PoolCounts]:
+        """Of each source, in their order."""
+        return [pool.counts for pool in self._all_pools]
 
     def _pool(self, source: Source) -> _Pool:
         limit = self._objective.max_target_length - 1
         room = self._objective.max_source_length - 2
         text_limit = min(limit, room - sum(map(len, self._prompt)))
-        texts = (
-            tuple(ids[:text_limit])
-            for text in source.texts
-            for piece in split_at_sentences(text, int(text_limit * CHARACTERS_PER_TOKEN))
-            if (ids := self._ids(" " + piece))
-        )
+        pieces = [p for text in source.texts for p in split_at_sentences(text, int(text_limit * CHARACTERS_PER_TOKEN))]
+        texts = [ids for ids in (self._ids(" " + piece) for piece in pieces) if ids]
+        pairs = [(self._ids(" " + question), self._ids(" " + answer)) for question, answer in source.questions]
         # A question that does not fit is left out; an answer is cut, since every prefix of it is right.
-        pairs = ((self._ids(" " + q), self._ids(" " + a)[:limit]) for q, a in source.questions)
-        questions = tuple((tuple(q), tuple(a)) for q, a in pairs if len(q) <= room)
-        return _Pool(source.weight, tuple(texts), questions)
+        asked = [(question, answer) for question, answer in pairs if len(question) <= room]
+        counts = PoolCounts(
+            texts=len(texts),
+            questions=len(asked),
+            texts_cut=sum(len(ids) > text_limit for ids in texts),
+            questions_left_out=len(pairs) - len(asked),
+            answers_cut=sum(len(answer) > limit for _, answer in asked),
+        )
+        return _Pool(
+            source.weight,
+            tuple(tuple(ids[:text_limit]) for ids in texts),
+            tuple((tuple(question), tuple(answer[:limit])) for question, answer in asked),
+            counts,
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,8 @@ def _store(
         "recipe": recipe.portable(),
         "recipe_digest": recipe.digest(),
         "sources": [
-            {"name": source.name, "licence": source.licence, "weight": source.weight, "texts": texts, "questions": n}
-            for source, (texts, n) in zip(recipe.corpus, rows.counts, strict=True)
+            {"name": source.name, "licence": source.licence, "weight": source.weight, **asdict(counts)}
+            for source, counts in zip(recipe.corpus, rows.counts, strict=True)
         ],
         "steps": recipe.training.steps,
         "precision": trainer.precision,
