@@ -159,12 +159,10 @@ class ScoreCard(CardPart):
             remarks.append("synthetic data")
         if self.backbone.init == "random":
             remarks.append("untrained backbone")
-        remarks += [
-            f"does not beat control {control.name} on {result.split}"
-            for result in self.results
-            for control in result.controls
-            if not control.beaten
-        ]
+        for result in self.results:
+            unbeaten = [control.name for control in result.controls if not control.beaten]
+            if unbeaten:
+                remarks.append(f"does not beat control {', '.join(unbeaten)} on {result.split}")
         return tuple(remarks)
 
 

@@ -134,6 +134,21 @@ def test_scores_equal_one_forward_pass_per_candidate(
         assert scores.log_likelihoods == pytest.approx([value for value, _ in expected], abs=1e-4)
 
 
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), limit=st.integers(1, 100).map(lambda n: n * 8192)
+)
+def test_row_chunks_cover_every_row_once_and_keep_the_limit(
+    backbone: BiomedGPTBackbone, lengths: list[int], limit: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_LOGITS", limit)
+        chunks = list(backbone._row_chunks(lengths))
+    assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(len(lengths)))
+    for chunk in chunks:
+        rows = lengths[chunk]
+        assert len(rows) == 1 or len(rows) * max(rows) * 8192 <= limit
+
+
 def test_the_encoder_runs_once_for_each_question(backbone: BiomedGPTBackbone) -> None:
     rows: list[int] = []
     hook = backbone.model.encoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(args[0].shape[0]))
