@@ -8,7 +8,6 @@ that nothing of the training is lost if that fails. Nothing that was there is to
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,14 +18,13 @@ import torch
 from peft import PeftModel
 
 from bmpeft.adaptation import adapter_tensors, attach, count_parameters
-from bmpeft.adaptation.peft_config import config_content, config_json
 from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.splits import first_of_shuffle
-from bmpeft.errors import BmpeftError, RecipeError
+from bmpeft.errors import RecipeError
 from bmpeft.evaluation.run import evaluate
 from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
 from bmpeft.progress import Progress
@@ -42,13 +40,15 @@ from bmpeft.training.callbacks import (
     TensorBoardCallback,
     evaluation_steps,
 )
+from bmpeft.training.checkpoints import Checkpoint, CheckpointStore, recipe_identity, require_checkpoints
 from bmpeft.training.encoding import EncodedSplit, encode_split
+from bmpeft.training.run_directory import MEBIBYTE, require_room, set_aside
 from bmpeft.training.trainer import SequenceTrainer
 
 LOG_FILE = "log.jsonl"
-_MEBIBYTE = 2**20
-_ROOM_AT_START = 64 * _MEBIBYTE
-_COPIES_ON_DISK = 4  # two checkpoints, the artifact, and the one that it replaces
+CHECKPOINTS = "checkpoints"
+_ROOM_AT_START = 64 * MEBIBYTE
+_COPIES_ON_DISK = 14  # four checkpoints while one is written, each with two moments; the artifact and its predecessor
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,21 @@ class TrainOutcome:
         return self.summary.trainable_parameters
 
 
-def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutcome:
-    """Train, store and evaluate the adapter of a recipe.
+def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool = False) -> TrainOutcome:
+    """Train, store and evaluate the adapter of a recipe; `resume` goes on from the run's last checkpoint.
 
     Raises:
-        UsageError: the recipe asks for a split that the dataset does not have.
+        UsageError: the recipe asks for a split that the dataset does not have, or there is no checkpoint of
+            this recipe to go on from.
+        Interrupted: a signal came during training; a checkpoint is written.
         ArtifactError: the adapter exists and may not be overwritten.
         BmpeftError: another failure, in one line; what was there before is unchanged.
     """
     directory = Path(recipe.output.directory) / recipe.output.name
     run_directory = Path(recipe.output.runs) / recipe.output.name
     check_writable(directory, overwrite=recipe.output.overwrite)
+    if resume:
+        require_checkpoints(run_directory / CHECKPOINTS)
     require_room(directory.parent, _ROOM_AT_START)
     require_room(run_directory.parent, _ROOM_AT_START)
 
@@ -99,9 +103,17 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
     require_room(directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
     require_room(run_directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
 
-    set_aside(run_directory)
-    run_directory.mkdir(parents=True)
-    summary = _fit(recipe, backbone, model, task, train_split, validation_split, run_directory, progress)
+    identity = {
+        **recipe_identity(recipe.model_dump(mode="json")),
+        "backbone fingerprint": backbone.fingerprint,
+        "training rows": dataset.split_digests["train"],
+    }
+    checkpoints = CheckpointStore(run_directory / CHECKPOINTS, identity)
+    checkpoint = checkpoints.latest(progress.line) if resume else None
+    if checkpoint is None:
+        set_aside(run_directory)
+        run_directory.mkdir(parents=True)
+    summary = _fit(recipe, backbone, model, task, train_split, validation_split, checkpoints, checkpoint, progress)
     artifact = save_artifact(
         directory,
         backbone=backbone,
@@ -125,28 +137,6 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
         untrained_backbone=backbone.init == "random",
         contamination=origin.contamination.get("train"),
     )
-
-
-def require_room(directory: Path, needed: int) -> None:
-    """Check that the disk of a directory, which need not exist yet, has room.
-
-    Raises:
-        BmpeftError: it has not; names the directory and both figures.
-    """
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise BmpeftError(
-            f"{directory}: the disk has {free / _MEBIBYTE:,.0f} MiB left, this run needs {needed / _MEBIBYTE:,.0f} MiB"
-        )
-
-
-def set_aside(run_directory: Path) -> None:
-    """Keep the logs and checkpoints of the last run of this name as NAME.previous; older ones are deleted."""
-    if run_directory.exists():
-        previous = run_directory.with_name(f"{run_directory.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        run_directory.rename(previous)
 
 
 def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
@@ -192,11 +182,13 @@ def _fit(
     task: Task,
     train_split: EncodedSplit,
     validation_split: EncodedSplit,
-    run_directory: Path,
+    checkpoints: CheckpointStore,
+    resume: Checkpoint | None,
     progress: Progress,
 ) -> TrainingSummary:
     """Train the attached adapter and leave the best one in the model."""
     section = recipe.training
+    run_directory = checkpoints.directory.parent
     trainable, total = count_parameters(model)
     trainer = SequenceTrainer(
         model,
@@ -205,8 +197,8 @@ def _fit(
         train_rows=EncodedDataset(train_split.encoded),
         validation_rows=EncodedDataset(validation_split.encoded),
         accuracy=_accuracy_of(recipe, backbone, model, task, validation_split, progress),
-        adapter_config=config_json(config_content(recipe.adaptation, backbone.name)),
-        directory=run_directory / "checkpoints",
+        checkpoints=checkpoints,
+        say=progress.line,
     )
     steps = trainer.total_steps
     started = time.monotonic()
@@ -223,11 +215,15 @@ def _fit(
             trainable_parameters=trainable,
             precision=trainer.precision,
         )
+        if resume is not None:
+            log.write("resume", step=resume.step)
+            bar.advance(resume.step)
+            progress.line(f"going on from {resume.directory}")
         trainer.add_callback(EvaluationSchedule(_schedule(steps, section.evaluations, validation_split)))
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))
         with _tensorboard(trainer, run_directory, enabled=section.tensorboard):
-            train_loss = trainer.fit()
+            train_loss = trainer.fit(resume)
         seconds = time.monotonic() - started
         selected = trainer.selected
         selected_step = steps if selected is None else selected.step

@@ -1,9 +1,9 @@
-"""The sequence-to-sequence trainer: transformers' Trainer on encoded examples, with an adapter's checkpoints.
+"""The sequence-to-sequence trainer: transformers' Trainer on encoded examples, with checkpoints of its own.
 
 What Trainer does: the loop, AdamW, the schedule, clipping, accumulation (the loss of a step is the sum over
 its supervised tokens divided by their number, so that every token weighs the same whatever row it is in).
 What is here: length-grouped batches, a token-weighted validation loss, accuracy of closed answers, atomic
-checkpoints of the adapter alone, the best of them at the end, and figures such as tokens per second.
+checkpoints from which a run goes on bit for bit, the best of them at the end, and figures such as tokens per second.
 
 The frozen layers run in training mode, so that the backbone's own dropout is active as in the published
 recipes of BiomedGPT; the BatchNorm statistics of its image tower stay frozen with its weights.
@@ -14,32 +14,32 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from bmpeft.adaptation import adapter_tensors, set_adapter_tensors
-from bmpeft.adapters import atomic
-from bmpeft.adapters.manifest import CONFIG_FILE, TENSORS_FILE
 from bmpeft.backbones.base import FrozenBackbone
-from bmpeft.devices import has_fast_bfloat16
 from bmpeft.errors import BmpeftError
 from bmpeft.recipe import TrainingSection
+from bmpeft.training import training_state
+from bmpeft.training.arguments import resolve_precision, training_arguments
 from bmpeft.training.batches import EncodedDataset, EpochLoader, LengthGroupedBatches
+from bmpeft.training.checkpoints import Checkpoint, CheckpointStore
+from bmpeft.training.gradients import GradientCheck
+from bmpeft.training.meter import Meter
+from bmpeft.training.stopping import StopAtStep, StopSignals
 
-CHECKPOINT_STATE = "state.json"
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-_NEVER = 2**62
+TENSORS_FILE = "trainable.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.safetensors"
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class SequenceTrainer(Trainer):
         train_rows: what to learn.
         validation_rows: what to measure; may be empty, then the last step is kept.
         accuracy: measures closed answers with the model as it is; None for open answers.
-        adapter_config: peft's ``adapter_config.json``, for the checkpoints.
-        directory: of the checkpoints.
+        checkpoints: where the run's checkpoints go.
         callbacks: what watches the run.
+        say: shows the user a line.
     """
 
     def __init__(
@@ -75,28 +75,38 @@ class SequenceTrainer(Trainer):
         train_rows: EncodedDataset,
         validation_rows: EncodedDataset,
         accuracy: Callable[[], float] | None,
-        adapter_config: bytes,
-        directory: Path,
+        checkpoints: CheckpointStore,
         callbacks: Iterable[TrainerCallback] = (),
+        say: Callable[[str], None],
     ) -> None:
         super().__init__(
             model=model,
-            args=_arguments(section, directory, backbone.device, use_cache=backbone.model.config.use_cache),
+            args=training_arguments(
+                section, checkpoints.directory, backbone.device, use_cache=backbone.model.config.use_cache
+            ),
             data_collator=backbone.collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows,
             callbacks=list(callbacks),
         )
+        self._signals = StopSignals()
+        self.add_callback(StopAtStep(self._signals))
         self.remove_callback(PrinterCallback)
         self.adapted = model
         self.backbone = backbone
         self.section = section
-        self.directory = directory
+        self.checkpoints = checkpoints
         self.precision = resolve_precision(section.precision, backbone.device)
         self.validations: list[Validation] = []
         self.supervised_tokens = 0
-        self._accuracy, self._adapter_config = accuracy, adapter_config
-        self._meter = _Meter()
+        self._accuracy = accuracy
+        self._meter = Meter()
+        self._loss_sum = 0.0
+        self._parameters = training_state.trainable(model)
+        self._gradients = GradientCheck(
+            self._parameters, drop_path=0.0, rows=section.batch_size * section.gradient_accumulation, say=say
+        )
+        self._resume: Checkpoint | None = None
 
     @property
     def total_steps(self) -> int:
@@ -106,21 +116,30 @@ class SequenceTrainer(Trainer):
         batches = -(-len(self.train_dataset) // self.section.batch_size)  # type: ignore[arg-type]
         return math.ceil(self.section.epochs * -(-batches // self.section.gradient_accumulation))
 
-    def fit(self) -> float:
-        """Train, then put the best checkpoint's adapter into the model; returns the mean training loss.
+    def fit(self, resume: Checkpoint | None = None) -> float:
+        """Train, from a checkpoint if there is one, then put the best tensors into the model.
+
+        Returns:
+            The mean training loss of all steps, those before the checkpoint included.
 
         Raises:
+            Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is written.
             BmpeftError: the loss is not finite, or a checkpoint cannot be written.
         """
+        self._resume = resume
         try:
-            result = self.train()
+            with self._signals:
+                if resume is not None and resume.step >= self.total_steps:
+                    self._restore_ended(resume)
+                else:
+                    self.train(resume_from_checkpoint=None if resume is None else str(resume.directory))
+                self._signals.raise_if_received(self.state.global_step, self.total_steps)
         finally:
+            self._resume = None
             self.backbone.model.activation_checkpointing_disable()
             self.adapted.eval()
-        best = self.state.best_global_step
-        if best is not None and best != self.state.global_step:
-            set_adapter_tensors(self.adapted, self._read_checkpoint(best))
-        return float(result.training_loss)
+        self._take_best()
+        return self._loss_sum / max(self.state.global_step, 1)
 
     @property
     def selected(self) -> Validation | None:
@@ -156,8 +175,18 @@ class SequenceTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward pass of one batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        _require_finite("loss", loss.item(), self.state.global_step + 1)
+        value = loss.item()
+        _require_finite("loss", value, self.state.global_step + 1)
+        self._loss_sum += value
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer asks for it before each optimizer step: the last moment to look at the gradients."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
+        _require_finite("gradient's norm", float(norm), step)
+        self._gradients.before_step(step, self._bare_optimizer().param_groups[0]["lr"])
+        return norm
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast of our own: Trainer's would replace the model's forward for good."""
@@ -174,7 +203,6 @@ class SequenceTrainer(Trainer):
         """Add speed, tokens and the time left to what Trainer reports of its steps."""
         if "loss" in logs:
             step = self.state.global_step
-            _require_finite("gradient's norm", logs["grad_norm"], step)
             logs["tokens_per_second"] = self._meter.tokens_per_second()
             logs["supervised_tokens"] = self.supervised_tokens
             logs["seconds_left"] = self._meter.seconds_per_step(step) * (self.state.max_steps - step)
@@ -208,90 +236,68 @@ class SequenceTrainer(Trainer):
                 tokens += sum(len(example.labels or ()) for example in examples)
         return total / tokens
 
+    # Checkpoints: Trainer says when, what is in them is ours.
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the adapter of this step, whole or not at all; keep the best and the last one only."""
+        """Write everything that the run needs to go on from this step, bit for bit."""
         from safetensors.torch import save
 
-        state = {"step": self.state.global_step, "best_step": self.state.best_global_step}
-        files = {
-            CONFIG_FILE: self._adapter_config,
-            TENSORS_FILE: save(adapter_tensors(self.adapted), metadata={"format": "pt"}),
-            CHECKPOINT_STATE: (json.dumps(state) + "\n").encode(),
+        optimizer = self._bare_optimizer()
+        state = {
+            "rates": training_state.optimizer_rates(optimizer),
+            "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+            "random": training_state.random_content(),
+            "validations": [asdict(validation) for validation in self.validations],
+            "supervised_tokens": self.supervised_tokens,
+            "loss_sum": self._loss_sum,
+            "gradients": self._gradients.content(),
         }
-        directory = self._checkpoint(self.state.global_step)
-        try:
-            atomic.write_directory(directory, files)
-        except OSError as error:
-            raise BmpeftError(f"{directory}: cannot be written: {error.strerror or error}") from None
-        keep = {directory, self._checkpoint(self.state.best_global_step or 0)}
-        for other in self.directory.glob("step-*"):
-            if other not in keep:
-                shutil.rmtree(other, ignore_errors=True)
+        files = {
+            TENSORS_FILE: save(training_state.copies(self._parameters)),
+            OPTIMIZER_FILE: save(training_state.optimizer_tensors(optimizer, self._parameters)),
+            RANDOM_FILE: save(training_state.random_tensors()),
+            STATE_FILE: json.dumps(state).encode(),
+            TRAINER_STATE_NAME: json.dumps(asdict(self.state)).encode(),
+        }
+        self.checkpoints.write(self.state.global_step, best_step=self.state.best_global_step, files=files)
 
-    def _checkpoint(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Tensors, and what was measured until then."""
+        assert self._resume is not None
+        training_state.set_tensors(self._parameters, self._resume.tensors(TENSORS_FILE))
+        state = self._resume.content(STATE_FILE)
+        self.validations = [Validation(**validation) for validation in state["validations"]]
+        self.supervised_tokens, self._loss_sum = state["supervised_tokens"], state["loss_sum"]
+        self._gradients.restore(state["gradients"])
 
-    def _read_checkpoint(self, step: int) -> Mapping[str, Tensor]:
-        from safetensors.torch import load
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert self._resume is not None
+        state = self._resume.content(STATE_FILE)
+        memory = self._resume.tensors(OPTIMIZER_FILE)
+        training_state.set_optimizer(self._bare_optimizer(), self._parameters, memory, state["rates"])
+        self.lr_scheduler.load_state_dict(state["schedule"])  # type: ignore[union-attr]
 
-        path = self._checkpoint(step) / TENSORS_FILE
-        try:
-            return dict(load(path.read_bytes()))
-        except OSError as error:
-            raise BmpeftError(f"{path}: {error.strerror or error}") from None
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Last, after whatever a start draws from the generators."""
+        if self._resume is not None:
+            training_state.set_random(self._resume.tensors(RANDOM_FILE), self._resume.content(STATE_FILE)["random"])
 
+    def _restore_ended(self, checkpoint: Checkpoint) -> None:
+        """A run whose training was over when it was interrupted: nothing is left to train."""
+        self._load_from_checkpoint(str(checkpoint.directory))
+        self.state = TrainerState.load_from_json(str(checkpoint.directory / TRAINER_STATE_NAME))
 
-class SingleDeviceArguments(TrainingArguments):
-    """TrainingArguments that never spread a model over the GPUs that happen to be there."""
+    def _take_best(self) -> None:
+        best = self.state.best_global_step
+        if best is not None and best != self.state.global_step:
+            tensors = self.checkpoints.read(best).tensors(TENSORS_FILE)
+            training_state.set_tensors(self._parameters, tensors)
 
-    @property
-    def n_gpu(self) -> int:
-        return min(int(super().n_gpu), 1)
-
-
-def resolve_precision(asked: str, device: torch.device) -> str:
-    """The computation's dtype, "float32" or "bfloat16"; auto is bfloat16 where the device has it in hardware."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if has_fast_bfloat16(device) else "float32"
-
-
-def _arguments(
-    section: TrainingSection, directory: Path, device: torch.device, *, use_cache: bool
-) -> TrainingArguments:
-    return SingleDeviceArguments(
-        output_dir=str(directory),
-        use_cpu=device.type == "cpu",
-        learning_rate=section.learning_rate,
-        num_train_epochs=section.epochs,
-        max_steps=section.max_steps or -1,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
-        optim="adamw_torch_fused",
-        weight_decay=section.weight_decay,
-        warmup_steps=section.warmup,  # a float below 1 is a share of the steps
-        lr_scheduler_type=_SCHEDULES[section.schedule],
-        max_grad_norm=section.max_grad_norm,
-        seed=section.seed,
-        activation_checkpointing=section.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if section.activation_checkpointing else None,
-        logging_strategy="steps",
-        logging_steps=section.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not finite stops the run instead
-        # `EvaluationSchedule` says when; a strategy must be set for Trainer to remember the best step.
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=_NEVER,
-        metric_for_best_model=f"eval_{section.select_by}",
-        greater_is_better=section.select_by == "accuracy",
-        use_cache=use_cache,  # Trainer writes it into the model's configuration
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-        log_level_replica="error",
-    )
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        optimizer: Any = self.optimizer
+        bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return bare
 
 
 def _require_finite(what: str, value: float, step: int) -> None:
@@ -299,38 +305,3 @@ def _require_finite(what: str, value: float, step: int) -> None:
         raise BmpeftError(
             f"step {step}: the {what} is {value}; a lower training.learning_rate or training.precision=float32 may help"
         )
-
-
-class _Meter:
-    """Speed of training, without the time that evaluations take."""
-
-    def __init__(self) -> None:
-        self._start: float | None = None
-        self._out = 0.0
-        self._tokens = 0
-        self._last = (0.0, 0)
-
-    def count(self, tokens: int) -> None:
-        if self._start is None:
-            self._start = time.monotonic()
-        self._tokens += tokens
-
-    def tokens_per_second(self) -> float:
-        """Since the last call."""
-        seconds, tokens = self._last
-        self._last = (self._elapsed(), self._tokens)
-        return (self._tokens - tokens) / max(self._last[0] - seconds, 1e-9)
-
-    def seconds_per_step(self, steps: int) -> float:
-        return self._elapsed() / max(steps, 1)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self._out += time.monotonic() - begin
-
-    def _elapsed(self) -> float:
-        return 0.0 if self._start is None else time.monotonic() - self._start - self._out

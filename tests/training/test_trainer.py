@@ -20,7 +20,9 @@ from bmpeft.errors import BmpeftError
 from bmpeft.recipe import LoraSection, TrainingSection
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import EvaluationSchedule, evaluation_steps
+from bmpeft.training.checkpoints import CheckpointStore
 from bmpeft.training.trainer import SequenceTrainer
+from bmpeft.training.training_state import trainable
 from tests.backbones.tiny import tiny_backbone
 from tests.training.small import encoded_rows
 
@@ -47,6 +49,7 @@ def make_trainer(
     accuracy: Callable[[], float] | None = None,
     evaluate_after: Iterable[int] = (),
     lora_dropout: float = 0.0,
+    say: Callable[[str], None] = print,
     **options: Any,
 ) -> tuple[SequenceTrainer, Losses]:
     """A trainer without any dropout, unless the test says otherwise."""
@@ -61,9 +64,9 @@ def make_trainer(
         train_rows=EncodedDataset(tuple(rows or encoded_rows(backbone, ROWS).encoded)),
         validation_rows=EncodedDataset(tuple(validation or encoded_rows(backbone, 5).encoded)),
         accuracy=accuracy,
-        adapter_config=b"{}",
-        directory=directory,
+        checkpoints=CheckpointStore(directory, {}),
         callbacks=[EvaluationSchedule(evaluate_after), losses],
+        say=say,
     )
     return trainer, losses
 
@@ -206,10 +209,10 @@ def test_the_best_validation_s_adapter_is_kept(tmp_path: Path) -> None:
     assert trainer.selected is not None
     assert trainer.selected.step == 2, "of equals the first"
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["step-00000002", "step-00000004"], "the best and the last"
-    best = load_file(tmp_path / "step-00000002" / "adapter_model.safetensors")
-    last = load_file(tmp_path / "step-00000004" / "adapter_model.safetensors")
-    in_model = adapter_tensors(trainer.adapted)
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"], "the best and the last two"
+    best = load_file(tmp_path / "step-00000002" / "trainable.safetensors")
+    last = load_file(tmp_path / "step-00000004" / "trainable.safetensors")
+    in_model = trainable(trainer.adapted)
     assert all(torch.equal(in_model[name], best[name]) for name in best)
     assert not all(torch.equal(in_model[name], last[name]) for name in last)
 
