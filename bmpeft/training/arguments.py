@@ -10,7 +10,12 @@ from transformers import TrainingArguments
 from bmpeft.devices import has_fast_bfloat16
 from bmpeft.recipe import TrainingSection
 
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "polynomial": "polynomial",
+    "constant": "constant_with_warmup",
+}
 _NEVER = 2**62
 
 
@@ -46,6 +51,7 @@ def training_arguments(
         weight_decay=section.weight_decay,
         warmup_steps=section.warmup,  # a float below 1 is a share of the steps
         lr_scheduler_type=_SCHEDULES[section.schedule],
+        lr_scheduler_kwargs={"power": section.schedule_power, "lr_end": 0.0} if section.schedule_power else {},
         max_grad_norm=section.max_grad_norm,
         seed=section.seed,
         activation_checkpointing=section.activation_checkpointing,

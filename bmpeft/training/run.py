@@ -28,7 +28,7 @@ from bmpeft.errors import RecipeError
 from bmpeft.evaluation.run import evaluate
 from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
 from bmpeft.progress import Progress
-from bmpeft.recipe import Recipe, match_splits
+from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task, predict_examples
 from bmpeft.training.batches import EncodedDataset
@@ -147,6 +147,8 @@ def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Rec
     validation_records = dataset.splits.get("validation", ())
     if recipe.training.select_by == "accuracy" and not validation_records:
         raise RecipeError("training.select_by=accuracy needs validation rows (data.split.validation)")
+    if recipe.training.patience is not None and not validation_records:
+        raise RecipeError("training.patience needs validation rows (data.split.validation)")
     return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
 
 
@@ -219,15 +221,25 @@ def _fit(
             log.write("resume", step=resume.step)
             bar.advance(resume.step)
             progress.line(f"going on from {resume.directory}")
-        trainer.add_callback(EvaluationSchedule(_schedule(steps, section.evaluations, validation_split)))
+        trainer.add_callback(EvaluationSchedule(_schedule(steps, section, validation_split)))
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))
         with _tensorboard(trainer, run_directory, enabled=section.tensorboard):
             train_loss = trainer.fit(resume)
         seconds = time.monotonic() - started
+        steps = trainer.state.global_step
+        if trainer.stopped_early:
+            progress.line(f"stopped early after step {steps} of {trainer.total_steps}")
         selected = trainer.selected
         selected_step = steps if selected is None else selected.step
-        log.write("end", steps=steps, selected_step=selected_step, loss=train_loss, seconds=seconds)
+        log.write(
+            "end",
+            steps=steps,
+            stopped_early=trainer.stopped_early,
+            selected_step=selected_step,
+            loss=train_loss,
+            seconds=seconds,
+        )
     return TrainingSummary(
         seed=section.seed,
         device=backbone.device.type,
@@ -246,8 +258,10 @@ def _fit(
     )
 
 
-def _schedule(steps: int, evaluations: int, validation_split: EncodedSplit) -> tuple[int, ...]:
-    return evaluation_steps(steps, evaluations) if validation_split.encoded else ()
+def _schedule(steps: int, section: TrainingSection, validation_split: EncodedSplit) -> tuple[int, ...]:
+    if not validation_split.encoded:
+        return ()
+    return evaluation_steps(steps, evaluations=section.evaluations, every=section.evaluate_every)
 
 
 def _accuracy_of(

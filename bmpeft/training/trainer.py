@@ -32,6 +32,7 @@ from bmpeft.training import training_state
 from bmpeft.training.arguments import resolve_precision, training_arguments
 from bmpeft.training.batches import EncodedDataset, EpochLoader, LengthGroupedBatches
 from bmpeft.training.checkpoints import Checkpoint, CheckpointStore
+from bmpeft.training.early_stopping import out_of_patience
 from bmpeft.training.gradients import GradientCheck
 from bmpeft.training.meter import Meter
 from bmpeft.training.stopping import StopAtStep, StopSignals
@@ -129,7 +130,7 @@ class SequenceTrainer(Trainer):
         self._resume = resume
         try:
             with self._signals:
-                if resume is not None and resume.step >= self.total_steps:
+                if resume is not None and self._is_over(resume):
                     self._restore_ended(resume)
                 else:
                     self.train(resume_from_checkpoint=None if resume is None else str(resume.directory))
@@ -145,6 +146,11 @@ class SequenceTrainer(Trainer):
     def selected(self) -> Validation | None:
         """The validation of the step whose adapter the model has after `fit`."""
         return next((v for v in self.validations if v.step == self.state.best_global_step), None)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validation has not become better for too long."""
+        return self._out_of_patience(self.validations)
 
     # What Trainer calls.
 
@@ -220,6 +226,8 @@ class SequenceTrainer(Trainer):
         self.validations.append(Validation(step, metrics["eval_loss"], metrics.get("eval_accuracy")))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.stopped_early:
+            self.control.should_save = self.control.should_training_stop = True
         return metrics
 
     def _validation_loss(self) -> float:
@@ -281,6 +289,22 @@ class SequenceTrainer(Trainer):
         """Last, after whatever a start draws from the generators."""
         if self._resume is not None:
             training_state.set_random(self._resume.tensors(RANDOM_FILE), self._resume.content(STATE_FILE)["random"])
+
+    def _out_of_patience(self, validations: Iterable[Validation]) -> bool:
+        if self.section.patience is None:
+            return False
+        by_accuracy = self.section.select_by == "accuracy"
+        figures = [v.accuracy if by_accuracy else v.loss for v in validations]
+        return out_of_patience(
+            [figure for figure in figures if figure is not None],
+            patience=self.section.patience,
+            min_delta=self.section.min_delta,
+            greater_is_better=by_accuracy,
+        )
+
+    def _is_over(self, checkpoint: Checkpoint) -> bool:
+        validations = [Validation(**validation) for validation in checkpoint.content(STATE_FILE)["validations"]]
+        return checkpoint.step >= self.total_steps or self._out_of_patience(validations)
 
     def _restore_ended(self, checkpoint: Checkpoint) -> None:
         """A run whose training was over when it was interrupted: nothing is left to train."""

@@ -255,7 +255,7 @@ def test_steps_report_speed_and_what_is_left(tmp_path: Path) -> None:
 
 @given(st.integers(1, 500), st.integers(1, 60))
 def test_evaluations_are_spread_evenly_and_end_with_the_run(total: int, evaluations: int) -> None:
-    steps = evaluation_steps(total, evaluations)
+    steps = evaluation_steps(total, evaluations=evaluations)
     assert len(set(steps)) == len(steps) == min(total, evaluations)
     assert steps[0] >= 1
     assert steps[-1] == total
