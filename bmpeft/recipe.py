@@ -190,6 +190,26 @@ class TrainingSection(Section):
     select_by: Literal["loss", "accuracy"] = Field(
         "loss", description="validation figure that picks the best checkpoint; accuracy needs closed answers"
     )
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of each target that is spread evenly over the other text tokens"
+    )
+    drop_worst_ratio: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of a forward pass's tokens, those of the highest loss, left out"
+    )
+    drop_worst_after: int = Field(0, ge=0, description="with drop_worst_ratio: optimizer steps without it at the start")
+    decoder_noise: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of the decoder's input tokens replaced by random text tokens"
+    )
+    drop_path: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="stochastic depth of encoder and decoder: 0 at the first layer, rising to this at the last; "
+        "default: the backbone's own",
+    )
+    ema_decay: float | None = Field(
+        None, gt=0.0, lt=1.0, description="evaluate and store a moving average of the trainable tensors with this decay"
+    )
     logging_steps: int = Field(10, ge=1)
     tensorboard: bool = True
 
@@ -201,6 +221,8 @@ class TrainingSection(Section):
             raise ValueError("schedule=polynomial and schedule_power need each other")
         if self.min_delta and self.patience is None:
             raise ValueError("min_delta needs patience")
+        if self.drop_worst_after and not self.drop_worst_ratio:
+            raise ValueError("drop_worst_after needs drop_worst_ratio")
         return self
 
 

@@ -1,10 +1,23 @@
-"""Speed of training, without the time that evaluations take."""
+"""Time: how fast a training is, without its evaluations, and how long it takes, with them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Seconds since its start, and those before."""
+
+    def __init__(self) -> None:
+        self._before, self._start = 0.0, time.monotonic()
+
+    def start(self, before: float = 0.0) -> None:
+        self._before, self._start = before, time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
 
 
 class Meter:

@@ -8,7 +8,6 @@ that nothing of the training is lost if that fails. Nothing that was there is to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,7 +202,6 @@ def _fit(
         say=progress.line,
     )
     steps = trainer.total_steps
-    started = time.monotonic()
     with RunLog(run_directory / LOG_FILE) as log, progress.task("training", total=steps) as bar:
         log.write(
             "start",
@@ -226,7 +224,7 @@ def _fit(
         trainer.add_callback(ProgressCallback(bar))
         with _tensorboard(trainer, run_directory, enabled=section.tensorboard):
             train_loss = trainer.fit(resume)
-        seconds = time.monotonic() - started
+        seconds = trainer.seconds
         steps = trainer.state.global_step
         if trainer.stopped_early:
             progress.line(f"stopped early after step {steps} of {trainer.total_steps}")
@@ -252,10 +250,15 @@ def _fit(
         total_parameters=total,
         train_loss=train_loss,
         selected_step=selected_step,
-        selected_by=f"validation {section.select_by}" if selected else "last step (no validation rows)",
+        selected_by=_selected_by(section, selected is not None),
         validation_loss=selected.loss if selected else None,
         validation_accuracy=selected.accuracy if selected else None,
     )
+
+
+def _selected_by(section: TrainingSection, validated: bool) -> str:
+    what = f"validation {section.select_by}" if validated else "last step (no validation rows)"
+    return what if section.ema_decay is None else f"{what}, moving average of the tensors (EMA {section.ema_decay})"
 
 
 def _schedule(steps: int, section: TrainingSection, validation_split: EncodedSplit) -> tuple[int, ...]:

@@ -33,11 +33,15 @@ from bmpeft.training.arguments import resolve_precision, training_arguments
 from bmpeft.training.batches import EncodedDataset, EpochLoader, LengthGroupedBatches
 from bmpeft.training.checkpoints import Checkpoint, CheckpointStore
 from bmpeft.training.early_stopping import out_of_patience
+from bmpeft.training.ema import AverageAfterStep, MovingAverage
 from bmpeft.training.gradients import GradientCheck
-from bmpeft.training.meter import Meter
+from bmpeft.training.losses import make_objective
+from bmpeft.training.meter import Meter, Stopwatch
+from bmpeft.training.stochastic_depth import highest_rate, stochastic_depth
 from bmpeft.training.stopping import StopAtStep, StopSignals
 
 TENSORS_FILE = "trainable.safetensors"
+AVERAGE_FILE = "average.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 STATE_FILE = "state.json"
@@ -45,11 +49,17 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The validation split measured after an optimizer step."""
+    """The validation split measured after an optimizer step.
+
+    With a moving average `loss` and `accuracy` are those of the averaged tensors, which are the ones that are
+    stored; those of the tensors as they were trained stand beside them.
+    """
 
     step: int
     loss: float
     accuracy: float | None
+    loss_without_average: float | None = None
+    accuracy_without_average: float | None = None
 
 
 class SequenceTrainer(Trainer):
@@ -103,10 +113,19 @@ class SequenceTrainer(Trainer):
         self._accuracy = accuracy
         self._meter = Meter()
         self._loss_sum = 0.0
+        self._clock = Stopwatch()
         self._parameters = training_state.trainable(model)
         self._gradients = GradientCheck(
-            self._parameters, drop_path=0.0, rows=section.batch_size * section.gradient_accumulation, say=say
+            self._parameters,
+            drop_path=highest_rate(backbone, section.drop_path),
+            rows=section.batch_size * section.gradient_accumulation,
+            say=say,
         )
+        self._objective = make_objective(section, backbone)
+        self._average: MovingAverage | None = None
+        if section.ema_decay is not None:
+            self._average = MovingAverage(self._parameters, section.ema_decay)
+            self.add_callback(AverageAfterStep(self._average))
         self._resume: Checkpoint | None = None
 
     @property
@@ -128,8 +147,9 @@ class SequenceTrainer(Trainer):
             BmpeftError: the loss is not finite, or a checkpoint cannot be written.
         """
         self._resume = resume
+        self._clock.start()
         try:
-            with self._signals:
+            with self._signals, stochastic_depth(self.backbone, self.section.drop_path):
                 if resume is not None and self._is_over(resume):
                     self._restore_ended(resume)
                 else:
@@ -141,6 +161,11 @@ class SequenceTrainer(Trainer):
             self.adapted.eval()
         self._take_best()
         return self._loss_sum / max(self.state.global_step, 1)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, that before a checkpoint included."""
+        return self._clock.seconds()
 
     @property
     def selected(self) -> Validation | None:
@@ -169,12 +194,12 @@ class SequenceTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one optimizer step, and how many supervised tokens they hold together."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        supervised = sum(int(batch["labels"].ne(-100).sum()) for batch in batches)
-        self.supervised_tokens += supervised
-        self._meter.count(supervised + sum(int(batch["attention_mask"].sum()) for batch in batches))
-        return batches, items
+        """The batches of one optimizer step, and how many of their supervised tokens count in its loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        supervised = [int(batch["labels"].ne(-100).sum()) for batch in batches]
+        self.supervised_tokens += sum(supervised)
+        self._meter.count(sum(supervised) + sum(int(batch["attention_mask"].sum()) for batch in batches))
+        return batches, sum(self._objective.counted(tokens, self.state.global_step) for tokens in supervised)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -185,6 +210,25 @@ class SequenceTrainer(Trainer):
         _require_finite("loss", value, self.state.global_step + 1)
         self._loss_sum += value
         return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective of one batch, as a share of the whole window's."""
+        assert num_items_in_batch is not None
+        labels = inputs["labels"]
+        bare: Any = self.backbone.model
+        decoder_input_ids = bare.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(
+            **{name: value for name, value in inputs.items() if name != "labels"},
+            decoder_input_ids=self._objective.with_noise(decoder_input_ids, labels),
+        )
+        loss = self._objective.loss(outputs.logits, labels, step=self.state.global_step, total=num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer asks for it before each optimizer step: the last moment to look at the gradients."""
@@ -211,24 +255,39 @@ class SequenceTrainer(Trainer):
             step = self.state.global_step
             logs["tokens_per_second"] = self._meter.tokens_per_second()
             logs["supervised_tokens"] = self.supervised_tokens
-            logs["seconds_left"] = self._meter.seconds_per_step(step) * (self.state.max_steps - step)
+            logs["seconds_left"] = self._meter.seconds_per_step(step - self._initial_global_step) * (
+                self.state.max_steps - step
+            )
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the validation split: token-weighted loss and, for closed answers, accuracy."""
         self.adapted.eval()
-        with self._meter.paused():
-            metrics = {"eval_loss": self._validation_loss()}
-            if self._accuracy is not None:
-                metrics["eval_accuracy"] = self._accuracy()
         step = self.state.global_step
-        _require_finite("validation loss", metrics["eval_loss"], step)
-        self.validations.append(Validation(step, metrics["eval_loss"], metrics.get("eval_accuracy")))
+        with self._meter.paused():
+            as_trained = self._measure(step)
+            averaged = None
+            if self._average is not None:
+                with self._average.applied():
+                    averaged = self._measure(step)
+        measured = averaged or as_trained
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        if averaged is not None:
+            metrics |= {f"eval_{name}_without_average": value for name, value in as_trained.items()}
+        self.validations.append(Validation(step, **{"accuracy": None, **_without_prefix(metrics)}))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.stopped_early:
             self.control.should_save = self.control.should_training_stop = True
         return metrics
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """Loss and, for closed answers, accuracy with the tensors that the model has now."""
+        figures = {"loss": self._validation_loss()}
+        _require_finite("validation loss", figures["loss"], step)
+        if self._accuracy is not None:
+            figures["accuracy"] = self._accuracy()
+        return figures
 
     def _validation_loss(self) -> float:
         """Nats per supervised token over the whole validation split."""
@@ -259,6 +318,7 @@ class SequenceTrainer(Trainer):
             "supervised_tokens": self.supervised_tokens,
             "loss_sum": self._loss_sum,
             "gradients": self._gradients.content(),
+            "seconds": self.seconds,
         }
         files = {
             TENSORS_FILE: save(training_state.copies(self._parameters)),
@@ -267,6 +327,8 @@ class SequenceTrainer(Trainer):
             STATE_FILE: json.dumps(state).encode(),
             TRAINER_STATE_NAME: json.dumps(asdict(self.state)).encode(),
         }
+        if self._average is not None:
+            files[AVERAGE_FILE] = save(self._average.tensors())
         self.checkpoints.write(self.state.global_step, best_step=self.state.best_global_step, files=files)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -277,6 +339,9 @@ class SequenceTrainer(Trainer):
         self.validations = [Validation(**validation) for validation in state["validations"]]
         self.supervised_tokens, self._loss_sum = state["supervised_tokens"], state["loss_sum"]
         self._gradients.restore(state["gradients"])
+        self._clock.start(state["seconds"])
+        if self._average is not None:
+            self._average.restore(self._resume.tensors(AVERAGE_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         assert self._resume is not None
@@ -312,16 +377,23 @@ class SequenceTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint.directory / TRAINER_STATE_NAME))
 
     def _take_best(self) -> None:
+        """Leave the best step's tensors in the model; with a moving average, its."""
         best = self.state.best_global_step
         if best is not None and best != self.state.global_step:
-            tensors = self.checkpoints.read(best).tensors(TENSORS_FILE)
-            training_state.set_tensors(self._parameters, tensors)
+            file = TENSORS_FILE if self._average is None else AVERAGE_FILE
+            training_state.set_tensors(self._parameters, self.checkpoints.read(best).tensors(file))
+        elif self._average is not None:
+            training_state.set_tensors(self._parameters, self._average.tensors())
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         """Without accelerate's wrapper."""
         optimizer: Any = self.optimizer
         bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return bare
+
+
+def _without_prefix(metrics: dict[str, float]) -> dict[str, Any]:
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
 def _require_finite(what: str, value: float, step: int) -> None:

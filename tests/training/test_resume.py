@@ -36,6 +36,12 @@ OPTIONS: dict[str, Any] = {
     "schedule": "cosine",
     "lora_dropout": 0.1,
     "evaluate_after": (2, 5, 7),
+    "ema_decay": 0.7,
+    "label_smoothing": 0.1,
+    "drop_worst_ratio": 0.2,
+    "drop_worst_after": 3,
+    "decoder_noise": 0.2,
+    "drop_path": 0.2,
 }
 
 
@@ -88,8 +94,12 @@ def assert_same(one: tuple[SequenceTrainer, float], other: tuple[SequenceTrainer
     assert first.supervised_tokens == second.supervised_tokens
     assert first_loss == second_loss
     last = [trainer.checkpoints.read(STEPS).files for trainer in (first, second)]
-    for name in ("trainable.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"):
+    assert last[0].keys() == last[1].keys()
+    for name in last[0].keys() - {"state.json", "trainer_state.json"}:
         assert last[0][name] == last[1][name], name
+    states = [json.loads(files["state.json"]) for files in last]
+    assert all(state.pop("seconds") > 0 for state in states)
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, STEPS])

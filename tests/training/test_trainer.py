@@ -103,14 +103,18 @@ def test_the_validation_loss_is_the_same_in_any_batches(tmp_path: Path, batch_si
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_accumulation_equals_the_larger_batch_also_in_the_short_last_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 4), (1, 6), (3, 3), (5, 2), (4, 3)])
+def test_accumulation_equals_the_larger_batch_also_in_the_short_last_window(
+    tmp_path: Path, batch_size: int, accumulation: int
+) -> None:
+    """Eleven rows of different lengths: the last window is short, and in it the last batch."""
     results = []
-    for name, batch_size, accumulation in (("large", 8, 1), ("accumulated", 2, 4)):
+    for name, size, times in (("large", batch_size * accumulation, 1), ("accumulated", batch_size, accumulation)):
         trainer, losses = make_trainer(
-            tmp_path / name, batch_size=batch_size, gradient_accumulation=accumulation, max_steps=None, epochs=2.0
+            tmp_path / name, batch_size=size, gradient_accumulation=times, max_steps=None, epochs=2.0
         )
         trainer.fit()
-        assert trainer.state.global_step == trainer.total_steps == 4
+        assert trainer.state.global_step == trainer.total_steps == 2 * -(-ROWS // (size * times))
         results.append((adapter_tensors(trainer.adapted), losses.logs))
     (large, large_logs), (accumulated, accumulated_logs) = results
     for name, tensor in large.items():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +86,6 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
     if checkpoint is None:
         set_aside(run_directory)
         run_directory.mkdir(parents=True)
-    started = time.monotonic()
     trainer = PretrainTrainer(
         backbone.model,
         backbone=backbone,
@@ -107,7 +105,7 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
             log.write("resume", step=checkpoint.step)
             bar.advance(checkpoint.step)
         trainer.fit(checkpoint)
-    return _store(recipe, backbone, rows, trainer, directory, time.monotonic() - started)
+    return _store(recipe, backbone, rows, trainer, directory)
 
 
 def _validation_rows(sources: Sequence[Source], backbone: FrozenBackbone, recipe: PretrainRecipe) -> list[Any]:
@@ -148,7 +146,6 @@ def _store(
     rows: MixtureRows,
     trainer: PretrainTrainer,
     directory: Path,
-    seconds: float,
 ) -> PretrainOutcome:
     """Write the trained backbone beside its place, with its report, and rename it."""
     if not isinstance(backbone, BiomedGPTBackbone):
@@ -168,8 +165,8 @@ def _store(
         ],
         "steps": recipe.training.steps,
         "precision": trainer.precision,
-        "supervised_tokens_of_last_session": trainer.supervised_tokens,
-        "seconds_of_last_session": round(seconds, 1),
+        "supervised_tokens": trainer.supervised_tokens,
+        "seconds": round(trainer.seconds, 1),
         "validation_loss": None if last is None or not math.isfinite(last.loss) else last.loss,
         "fingerprint": trained.fingerprint,
     }
