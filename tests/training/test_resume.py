@@ -27,6 +27,7 @@ from tests.training.small import small_recipe
 from tests.training.test_trainer import make_trainer
 
 STEPS = 7
+KILLS = 20
 # Every source of randomness is on, and the run crosses an epoch (eleven rows, two windows of eight an epoch).
 OPTIONS: dict[str, Any] = {
     "max_steps": STEPS,
@@ -274,24 +275,22 @@ def test_killed_while_saving_a_checkpoint_always_loads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills_of_a_real_training(tmp_path: Path) -> None:
-    """By the command line, at random moments of loading, steps, evaluations and saves."""
+    """By the command line, at random moments of steps, evaluations and saves; all but the first are resumed."""
     recipe = write_recipe(tmp_path, "training.max_steps=2000", "training.evaluations=1000", "data.train_rows=8")
-    generator, checkpoints = random.Random(0), tmp_path / "runs/small/checkpoints"
-    last = 0
-    for kill in range(20):
-        arguments = ["--resume"] if kill else []
-        process = subprocess.Popen(command(recipe, *arguments), stderr=subprocess.DEVNULL, text=True)
+    log, checkpoints = tmp_path / "runs/small/log.jsonl", tmp_path / "runs/small/checkpoints"
+    generator, last = random.Random(0), 0
+    for kill in range(KILLS):
+        process = subprocess.Popen(command(recipe, *["--resume"][:kill]), stderr=subprocess.DEVNULL, text=True)
         wait_for(lambda: any(checkpoints.glob("step-*")), process)
-        time.sleep(generator.random() * (6.0 if kill else 1.0))
+        wait_for(lambda kill=kill: log.read_text(encoding="utf-8").count('"event": "resume"') == kill, process)
+        time.sleep(generator.random() * 2.0)
         process.kill()
         process.wait()
         content = json.loads(next(checkpoints.glob("step-*/checkpoint.json")).read_text(encoding="utf-8"))
-        copy = tmp_path / "copy"
-        shutil.copytree(checkpoints, copy)
         said: list[str] = []
+        copy = shutil.copytree(checkpoints, tmp_path / f"copy-{kill}")  # `latest` deletes what is damaged
         step = CheckpointStore(copy, content["identity"]).latest(said.append).step
-        shutil.rmtree(copy)
-        assert len(said) <= 1
+        assert len(said) <= 1, "the newest or the one before"
         assert step >= last
         last = step
-    assert last > 20
+    assert last > KILLS, "the kills must hit a training, not only its start"
