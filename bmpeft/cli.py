@@ -1,7 +1,7 @@
 """The command `bmpeft`. Each command is a few lines that call one function.
 
 Results go to stdout, everything else to stderr. Exit codes: 0; 2 for a usage or recipe error (nothing was
-started); 1 for a failure at run time; 130 when interrupted.
+started); 1 for a failure at run time; 130 for Ctrl-C and 143 for SIGTERM.
 """
 
 # Start-up is kept short: what imports pydantic, rich or torch is imported inside the commands.
@@ -117,7 +117,13 @@ def _before_any_command(
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Fine-tune by a recipe, store the adapter, print its scores."""
     from bmpeft.pretrain_recipe import PretrainRecipe, load_any_recipe
     from bmpeft.recipe_store import resolve_recipe
@@ -125,12 +131,12 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     path = resolve_recipe(recipe)
     content = load_any_recipe(path, overrides or [])
     if isinstance(content, PretrainRecipe):
-        _pretrain(content, as_json, quiet)
+        _pretrain(content, resume, as_json, quiet)
         return
     with _work(quiet) as progress:
         from bmpeft.training.run import train as train_recipe
 
-        outcome = train_recipe(content, recipe_name=path.stem, progress=progress)
+        outcome = train_recipe(content, recipe_name=path.stem, progress=progress, resume=resume)
     if as_json:
         _print_json({"adapter": str(outcome.directory), "score_card": _plain(outcome.score_card)})
         return
@@ -138,11 +144,11 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     print(f"adapter: {outcome.directory}")
 
 
-def _pretrain(recipe: PretrainRecipe, as_json: bool, quiet: bool) -> None:
+def _pretrain(recipe: PretrainRecipe, resume: bool, as_json: bool, quiet: bool) -> None:
     with _work(quiet) as progress:
         from bmpeft.training.pretraining.run import pretrain
 
-        outcome = pretrain(recipe, progress=progress)
+        outcome = pretrain(recipe, progress=progress, resume=resume)
     if as_json:
         _print_json({"backbone": str(outcome.directory), "report": outcome.report})
     else:

@@ -1,7 +1,7 @@
 """The errors that a user sees as one line on stderr.
 
 Exit codes of the command line: 2 for `UsageError` (a wrong recipe, option or name: nothing was
-started), 1 for any other `BmpeftError` (a failure at run time).
+started), 1 for any other `BmpeftError` (a failure at run time); 128 + its number for a signal.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ class BackboneError(BmpeftError):
 
 class ArtifactError(BmpeftError):
     """An adapter artifact that is missing, damaged, foreign or for another backbone."""
+
+
+class Interrupted(BmpeftError):
+    """A run that a signal ended in order; the exit code is the shell's for that signal, 130 or 143."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

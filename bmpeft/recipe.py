@@ -154,7 +154,15 @@ class TrainingSection(Section):
     gradient_accumulation: int = Field(1, ge=1)
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
     warmup: float = Field(0.06, ge=0.0, lt=1.0, description="share of the steps")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "polynomial", "constant"] = Field(
+        "linear", description="of the learning rate after the warm-up: to 0, except constant"
+    )
+    schedule_power: float | None = Field(
+        None,
+        gt=0.0,
+        le=10.0,
+        description="of schedule=polynomial, required there: rate * (share of steps left) ** power",
+    )
     max_grad_norm: float = Field(1.0, gt=0.0)
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -163,14 +171,59 @@ class TrainingSection(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute layers in the backward pass: less memory, about a third more time"
     )
-    evaluations: int = Field(
-        3, ge=1, le=1000, description="how many times in the run the validation split is measured and a checkpoint kept"
+    evaluations: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="how many times in the run the validation split is measured and a checkpoint kept; "
+        "3 where evaluate_every is not given",
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, description="instead of evaluations: after every so many optimizer steps, and after the last"
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="stop after so many evaluations in a row without a better select_by figure"
+    )
+    min_delta: float = Field(
+        0.0, ge=0.0, description="with patience: a figure is better if it is by more than this (nats, or accuracy)"
     )
     select_by: Literal["loss", "accuracy"] = Field(
         "loss", description="validation figure that picks the best checkpoint; accuracy needs closed answers"
     )
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of each target that is spread evenly over the other text tokens"
+    )
+    drop_worst_ratio: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of a forward pass's tokens, those of the highest loss, left out"
+    )
+    drop_worst_after: int = Field(0, ge=0, description="with drop_worst_ratio: optimizer steps without it at the start")
+    decoder_noise: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of the decoder's input tokens replaced by random text tokens"
+    )
+    drop_path: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="stochastic depth of encoder and decoder: 0 at the first layer, rising to this at the last; "
+        "default: the backbone's own",
+    )
+    ema_decay: float | None = Field(
+        None, gt=0.0, lt=1.0, description="evaluate and store a moving average of the trainable tensors with this decay"
+    )
     logging_steps: int = Field(10, ge=1)
     tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _options_that_belong_together(self) -> TrainingSection:
+        if self.evaluations is not None and self.evaluate_every is not None:
+            raise ValueError("evaluations and evaluate_every say the same thing in two ways: give one of them")
+        if (self.schedule == "polynomial") != (self.schedule_power is not None):
+            raise ValueError("schedule=polynomial and schedule_power need each other")
+        if self.min_delta and self.patience is None:
+            raise ValueError("min_delta needs patience")
+        if self.drop_worst_after and not self.drop_worst_ratio:
+            raise ValueError("drop_worst_after needs drop_worst_ratio")
+        return self
 
 
 ControlName = Literal["majority", "options_only", "frozen_backbone"]

@@ -261,7 +261,7 @@ def test_the_digest_depends_on_every_value() -> None:
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
             "training.schedule=cosin",
-            "my.yaml: training.schedule: 'cosin' is not one of 'linear', 'cosine' or 'constant'; "
+            "my.yaml: training.schedule: 'cosin' is not one of 'linear', 'cosine', 'polynomial' or 'constant'; "
             "did you mean 'cosine'?",
         ),
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),

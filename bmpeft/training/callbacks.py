@@ -16,6 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bmpeft.progress import ProgressTask
 
+DEFAULT_EVALUATIONS = 3
+
 
 class RunLog:
     """Appends events to a JSON-lines file; each line is on the disk's way as soon as it happened."""
@@ -116,9 +118,14 @@ class EvaluationSchedule(TrainerCallback):
         return control
 
 
-def evaluation_steps(total_steps: int, evaluations: int) -> tuple[int, ...]:
-    """Optimizer steps after which to evaluate: evenly spaced, the last one included, at most one per step."""
-    count = min(evaluations, total_steps)
+def evaluation_steps(total_steps: int, *, evaluations: int | None = None, every: int | None = None) -> tuple[int, ...]:
+    """Optimizer steps after which to evaluate, the last one included.
+
+    After `every` so many steps; else `evaluations` times (default 3), evenly spaced, at most one per step.
+    """
+    if every is not None:
+        return tuple(dict.fromkeys((*range(every, total_steps, every), total_steps)))
+    count = min(evaluations or DEFAULT_EVALUATIONS, total_steps)
     return tuple(round(total_steps * (i + 1) / count) for i in range(count))
 
 

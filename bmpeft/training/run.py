@@ -8,8 +8,6 @@ that nothing of the training is lost if that fails. Nothing that was there is to
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,18 +17,17 @@ import torch
 from peft import PeftModel
 
 from bmpeft.adaptation import adapter_tensors, attach, count_parameters
-from bmpeft.adaptation.peft_config import config_content, config_json
 from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.splits import first_of_shuffle
-from bmpeft.errors import BmpeftError, RecipeError
+from bmpeft.errors import RecipeError
 from bmpeft.evaluation.run import evaluate
 from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
 from bmpeft.progress import Progress
-from bmpeft.recipe import Recipe, match_splits
+from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task, predict_examples
 from bmpeft.training.batches import EncodedDataset
@@ -42,13 +39,15 @@ from bmpeft.training.callbacks import (
     TensorBoardCallback,
     evaluation_steps,
 )
+from bmpeft.training.checkpoints import Checkpoint, CheckpointStore, recipe_identity, require_checkpoints
 from bmpeft.training.encoding import EncodedSplit, encode_split
+from bmpeft.training.run_directory import MEBIBYTE, require_room, set_aside
 from bmpeft.training.trainer import SequenceTrainer
 
 LOG_FILE = "log.jsonl"
-_MEBIBYTE = 2**20
-_ROOM_AT_START = 64 * _MEBIBYTE
-_COPIES_ON_DISK = 4  # two checkpoints, the artifact, and the one that it replaces
+CHECKPOINTS = "checkpoints"
+_ROOM_AT_START = 64 * MEBIBYTE
+_COPIES_ON_DISK = 14  # four checkpoints while one is written, each with two moments; the artifact and its predecessor
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,21 @@ class TrainOutcome:
         return self.summary.trainable_parameters
 
 
-def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutcome:
-    """Train, store and evaluate the adapter of a recipe.
+def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool = False) -> TrainOutcome:
+    """Train, store and evaluate the adapter of a recipe; `resume` goes on from the run's last checkpoint.
 
     Raises:
-        UsageError: the recipe asks for a split that the dataset does not have.
+        UsageError: the recipe asks for a split that the dataset does not have, or there is no checkpoint of
+            this recipe to go on from.
+        Interrupted: a signal came during training; a checkpoint is written.
         ArtifactError: the adapter exists and may not be overwritten.
         BmpeftError: another failure, in one line; what was there before is unchanged.
     """
     directory = Path(recipe.output.directory) / recipe.output.name
     run_directory = Path(recipe.output.runs) / recipe.output.name
     check_writable(directory, overwrite=recipe.output.overwrite)
+    if resume:
+        require_checkpoints(run_directory / CHECKPOINTS)
     require_room(directory.parent, _ROOM_AT_START)
     require_room(run_directory.parent, _ROOM_AT_START)
 
@@ -99,9 +102,17 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
     require_room(directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
     require_room(run_directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
 
-    set_aside(run_directory)
-    run_directory.mkdir(parents=True)
-    summary = _fit(recipe, backbone, model, task, train_split, validation_split, run_directory, progress)
+    identity = {
+        **recipe_identity(recipe.model_dump(mode="json")),
+        "backbone fingerprint": backbone.fingerprint,
+        "training rows": dataset.split_digests["train"],
+    }
+    checkpoints = CheckpointStore(run_directory / CHECKPOINTS, identity)
+    checkpoint = checkpoints.latest(progress.line) if resume else None
+    if checkpoint is None:
+        set_aside(run_directory)
+        run_directory.mkdir(parents=True)
+    summary = _fit(recipe, backbone, model, task, train_split, validation_split, checkpoints, checkpoint, progress)
     artifact = save_artifact(
         directory,
         backbone=backbone,
@@ -127,28 +138,6 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress) -> TrainOutco
     )
 
 
-def require_room(directory: Path, needed: int) -> None:
-    """Check that the disk of a directory, which need not exist yet, has room.
-
-    Raises:
-        BmpeftError: it has not; names the directory and both figures.
-    """
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise BmpeftError(
-            f"{directory}: the disk has {free / _MEBIBYTE:,.0f} MiB left, this run needs {needed / _MEBIBYTE:,.0f} MiB"
-        )
-
-
-def set_aside(run_directory: Path) -> None:
-    """Keep the logs and checkpoints of the last run of this name as NAME.previous; older ones are deleted."""
-    if run_directory.exists():
-        previous = run_directory.with_name(f"{run_directory.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        run_directory.rename(previous)
-
-
 def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     match_splits(recipe.evaluation.splits, dataset.splits)
     train_records = dataset.splits.get("train", ())
@@ -157,6 +146,8 @@ def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Rec
     validation_records = dataset.splits.get("validation", ())
     if recipe.training.select_by == "accuracy" and not validation_records:
         raise RecipeError("training.select_by=accuracy needs validation rows (data.split.validation)")
+    if recipe.training.patience is not None and not validation_records:
+        raise RecipeError("training.patience needs validation rows (data.split.validation)")
     return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
 
 
@@ -192,11 +183,13 @@ def _fit(
     task: Task,
     train_split: EncodedSplit,
     validation_split: EncodedSplit,
-    run_directory: Path,
+    checkpoints: CheckpointStore,
+    resume: Checkpoint | None,
     progress: Progress,
 ) -> TrainingSummary:
     """Train the attached adapter and leave the best one in the model."""
     section = recipe.training
+    run_directory = checkpoints.directory.parent
     trainable, total = count_parameters(model)
     trainer = SequenceTrainer(
         model,
@@ -205,11 +198,10 @@ def _fit(
         train_rows=EncodedDataset(train_split.encoded),
         validation_rows=EncodedDataset(validation_split.encoded),
         accuracy=_accuracy_of(recipe, backbone, model, task, validation_split, progress),
-        adapter_config=config_json(config_content(recipe.adaptation, backbone.name)),
-        directory=run_directory / "checkpoints",
+        checkpoints=checkpoints,
+        say=progress.line,
     )
     steps = trainer.total_steps
-    started = time.monotonic()
     with RunLog(run_directory / LOG_FILE) as log, progress.task("training", total=steps) as bar:
         log.write(
             "start",
@@ -223,15 +215,29 @@ def _fit(
             trainable_parameters=trainable,
             precision=trainer.precision,
         )
-        trainer.add_callback(EvaluationSchedule(_schedule(steps, section.evaluations, validation_split)))
+        if resume is not None:
+            log.write("resume", step=resume.step)
+            bar.advance(resume.step)
+            progress.line(f"going on from {resume.directory}")
+        trainer.add_callback(EvaluationSchedule(_schedule(steps, section, validation_split)))
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))
         with _tensorboard(trainer, run_directory, enabled=section.tensorboard):
-            train_loss = trainer.fit()
-        seconds = time.monotonic() - started
+            train_loss = trainer.fit(resume)
+        seconds = trainer.seconds
+        steps = trainer.state.global_step
+        if trainer.stopped_early:
+            progress.line(f"stopped early after step {steps} of {trainer.total_steps}")
         selected = trainer.selected
         selected_step = steps if selected is None else selected.step
-        log.write("end", steps=steps, selected_step=selected_step, loss=train_loss, seconds=seconds)
+        log.write(
+            "end",
+            steps=steps,
+            stopped_early=trainer.stopped_early,
+            selected_step=selected_step,
+            loss=train_loss,
+            seconds=seconds,
+        )
     return TrainingSummary(
         seed=section.seed,
         device=backbone.device.type,
@@ -244,14 +250,21 @@ def _fit(
         total_parameters=total,
         train_loss=train_loss,
         selected_step=selected_step,
-        selected_by=f"validation {section.select_by}" if selected else "last step (no validation rows)",
+        selected_by=_selected_by(section, selected is not None),
         validation_loss=selected.loss if selected else None,
         validation_accuracy=selected.accuracy if selected else None,
     )
 
 
-def _schedule(steps: int, evaluations: int, validation_split: EncodedSplit) -> tuple[int, ...]:
-    return evaluation_steps(steps, evaluations) if validation_split.encoded else ()
+def _selected_by(section: TrainingSection, validated: bool) -> str:
+    what = f"validation {section.select_by}" if validated else "last step (no validation rows)"
+    return what if section.ema_decay is None else f"{what}, moving average of the tensors (EMA {section.ema_decay})"
+
+
+def _schedule(steps: int, section: TrainingSection, validation_split: EncodedSplit) -> tuple[int, ...]:
+    if not validation_split.encoded:
+        return ()
+    return evaluation_steps(steps, evaluations=section.evaluations, every=section.evaluate_every)
 
 
 def _accuracy_of(

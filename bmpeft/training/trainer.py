@@ -1,9 +1,9 @@
-"""The sequence-to-sequence trainer: transformers' Trainer on encoded examples, with an adapter's checkpoints.
+"""The sequence-to-sequence trainer: transformers' Trainer on encoded examples, with checkpoints of its own.
 
 What Trainer does: the loop, AdamW, the schedule, clipping, accumulation (the loss of a step is the sum over
 its supervised tokens divided by their number, so that every token weighs the same whatever row it is in).
 What is here: length-grouped batches, a token-weighted validation loss, accuracy of closed answers, atomic
-checkpoints of the adapter alone, the best of them at the end, and figures such as tokens per second.
+checkpoints from which a run goes on bit for bit, the best of them at the end, and figures such as tokens per second.
 
 The frozen layers run in training mode, so that the backbone's own dropout is active as in the published
 recipes of BiomedGPT; the BatchNorm statistics of its image tower stay frozen with its weights.
@@ -14,41 +14,52 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from bmpeft.adaptation import adapter_tensors, set_adapter_tensors
-from bmpeft.adapters import atomic
-from bmpeft.adapters.manifest import CONFIG_FILE, TENSORS_FILE
 from bmpeft.backbones.base import FrozenBackbone
-from bmpeft.devices import has_fast_bfloat16
 from bmpeft.errors import BmpeftError
 from bmpeft.recipe import TrainingSection
+from bmpeft.training import training_state
+from bmpeft.training.arguments import resolve_precision, training_arguments
 from bmpeft.training.batches import EncodedDataset, EpochLoader, LengthGroupedBatches
+from bmpeft.training.checkpoints import Checkpoint, CheckpointStore
+from bmpeft.training.early_stopping import out_of_patience
+from bmpeft.training.ema import AverageAfterStep, MovingAverage
+from bmpeft.training.gradients import GradientCheck
+from bmpeft.training.losses import make_objective
+from bmpeft.training.meter import Meter, Stopwatch
+from bmpeft.training.stochastic_depth import highest_rate, stochastic_depth
+from bmpeft.training.stopping import StopAtStep, StopSignals
 
-CHECKPOINT_STATE = "state.json"
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-_NEVER = 2**62
+TENSORS_FILE = "trainable.safetensors"
+AVERAGE_FILE = "average.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.safetensors"
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The validation split measured after an optimizer step."""
+    """The validation split measured after an optimizer step.
+
+    With a moving average `loss` and `accuracy` are those of the averaged tensors, which are the ones that are
+    stored; those of the tensors as they were trained stand beside them.
+    """
 
     step: int
     loss: float
     accuracy: float | None
+    loss_without_average: float | None = None
+    accuracy_without_average: float | None = None
 
 
 class SequenceTrainer(Trainer):
@@ -61,9 +72,9 @@ class SequenceTrainer(Trainer):
         train_rows: what to learn.
         validation_rows: what to measure; may be empty, then the last step is kept.
         accuracy: measures closed answers with the model as it is; None for open answers.
-        adapter_config: peft's ``adapter_config.json``, for the checkpoints.
-        directory: of the checkpoints.
+        checkpoints: where the run's checkpoints go.
         callbacks: what watches the run.
+        say: shows the user a line.
     """
 
     def __init__(
@@ -75,28 +86,47 @@ class SequenceTrainer(Trainer):
         train_rows: EncodedDataset,
         validation_rows: EncodedDataset,
         accuracy: Callable[[], float] | None,
-        adapter_config: bytes,
-        directory: Path,
+        checkpoints: CheckpointStore,
         callbacks: Iterable[TrainerCallback] = (),
+        say: Callable[[str], None],
     ) -> None:
         super().__init__(
             model=model,
-            args=_arguments(section, directory, backbone.device, use_cache=backbone.model.config.use_cache),
+            args=training_arguments(
+                section, checkpoints.directory, backbone.device, use_cache=backbone.model.config.use_cache
+            ),
             data_collator=backbone.collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows,
             callbacks=list(callbacks),
         )
+        self._signals = StopSignals()
+        self.add_callback(StopAtStep(self._signals))
         self.remove_callback(PrinterCallback)
         self.adapted = model
         self.backbone = backbone
         self.section = section
-        self.directory = directory
+        self.checkpoints = checkpoints
         self.precision = resolve_precision(section.precision, backbone.device)
         self.validations: list[Validation] = []
         self.supervised_tokens = 0
-        self._accuracy, self._adapter_config = accuracy, adapter_config
-        self._meter = _Meter()
+        self._accuracy = accuracy
+        self._meter = Meter()
+        self._loss_sum = 0.0
+        self._clock = Stopwatch()
+        self._parameters = training_state.trainable(model)
+        self._gradients = GradientCheck(
+            self._parameters,
+            drop_path=highest_rate(backbone, section.drop_path),
+            rows=section.batch_size * section.gradient_accumulation,
+            say=say,
+        )
+        self._objective = make_objective(section, backbone)
+        self._average: MovingAverage | None = None
+        if section.ema_decay is not None:
+            self._average = MovingAverage(self._parameters, section.ema_decay)
+            self.add_callback(AverageAfterStep(self._average))
+        self._resume: Checkpoint | None = None
 
     @property
     def total_steps(self) -> int:
@@ -106,26 +136,46 @@ class SequenceTrainer(Trainer):
         batches = -(-len(self.train_dataset) // self.section.batch_size)  # type: ignore[arg-type]
         return math.ceil(self.section.epochs * -(-batches // self.section.gradient_accumulation))
 
-    def fit(self) -> float:
-        """Train, then put the best checkpoint's adapter into the model; returns the mean training loss.
+    def fit(self, resume: Checkpoint | None = None) -> float:
+        """Train, from a checkpoint if there is one, then put the best tensors into the model.
+
+        Returns:
+            The mean training loss of all steps, those before the checkpoint included.
 
         Raises:
+            Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is written.
             BmpeftError: the loss is not finite, or a checkpoint cannot be written.
         """
+        self._resume = resume
+        self._clock.start()
         try:
-            result = self.train()
+            with self._signals, stochastic_depth(self.backbone, self.section.drop_path):
+                if resume is not None and self._is_over(resume):
+                    self._restore_ended(resume)
+                else:
+                    self.train(resume_from_checkpoint=None if resume is None else str(resume.directory))
+                self._signals.raise_if_received(self.state.global_step, self.total_steps)
         finally:
+            self._resume = None
             self.backbone.model.activation_checkpointing_disable()
             self.adapted.eval()
-        best = self.state.best_global_step
-        if best is not None and best != self.state.global_step:
-            set_adapter_tensors(self.adapted, self._read_checkpoint(best))
-        return float(result.training_loss)
+        self._take_best()
+        return self._loss_sum / max(self.state.global_step, 1)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, that before a checkpoint included."""
+        return self._clock.seconds()
 
     @property
     def selected(self) -> Validation | None:
         """The validation of the step whose adapter the model has after `fit`."""
         return next((v for v in self.validations if v.step == self.state.best_global_step), None)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validation has not become better for too long."""
+        return self._out_of_patience(self.validations)
 
     # What Trainer calls.
 
@@ -144,20 +194,49 @@ class SequenceTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one optimizer step, and how many supervised tokens they hold together."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        supervised = sum(int(batch["labels"].ne(-100).sum()) for batch in batches)
-        self.supervised_tokens += supervised
-        self._meter.count(supervised + sum(int(batch["attention_mask"].sum()) for batch in batches))
-        return batches, items
+        """The batches of one optimizer step, and how many of their supervised tokens count in its loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        supervised = [int(batch["labels"].ne(-100).sum()) for batch in batches]
+        self.supervised_tokens += sum(supervised)
+        self._meter.count(sum(supervised) + sum(int(batch["attention_mask"].sum()) for batch in batches))
+        return batches, sum(self._objective.counted(tokens, self.state.global_step) for tokens in supervised)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward pass of one batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        _require_finite("loss", loss.item(), self.state.global_step + 1)
+        value = loss.item()
+        _require_finite("loss", value, self.state.global_step + 1)
+        self._loss_sum += value
         return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective of one batch, as a share of the whole window's."""
+        assert num_items_in_batch is not None
+        labels = inputs["labels"]
+        bare: Any = self.backbone.model
+        decoder_input_ids = bare.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(
+            **{name: value for name, value in inputs.items() if name != "labels"},
+            decoder_input_ids=self._objective.with_noise(decoder_input_ids, labels),
+        )
+        loss = self._objective.loss(outputs.logits, labels, step=self.state.global_step, total=num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer asks for it before each optimizer step: the last moment to look at the gradients."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
+        _require_finite("gradient's norm", float(norm), step)
+        self._gradients.before_step(step, self._bare_optimizer().param_groups[0]["lr"])
+        return norm
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast of our own: Trainer's would replace the model's forward for good."""
@@ -174,25 +253,41 @@ class SequenceTrainer(Trainer):
         """Add speed, tokens and the time left to what Trainer reports of its steps."""
         if "loss" in logs:
             step = self.state.global_step
-            _require_finite("gradient's norm", logs["grad_norm"], step)
             logs["tokens_per_second"] = self._meter.tokens_per_second()
             logs["supervised_tokens"] = self.supervised_tokens
-            logs["seconds_left"] = self._meter.seconds_per_step(step) * (self.state.max_steps - step)
+            logs["seconds_left"] = self._meter.seconds_per_step(step - self._initial_global_step) * (
+                self.state.max_steps - step
+            )
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the validation split: token-weighted loss and, for closed answers, accuracy."""
         self.adapted.eval()
-        with self._meter.paused():
-            metrics = {"eval_loss": self._validation_loss()}
-            if self._accuracy is not None:
-                metrics["eval_accuracy"] = self._accuracy()
         step = self.state.global_step
-        _require_finite("validation loss", metrics["eval_loss"], step)
-        self.validations.append(Validation(step, metrics["eval_loss"], metrics.get("eval_accuracy")))
+        with self._meter.paused():
+            as_trained = self._measure(step)
+            averaged = None
+            if self._average is not None:
+                with self._average.applied():
+                    averaged = self._measure(step)
+        measured = averaged or as_trained
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        if averaged is not None:
+            metrics |= {f"eval_{name}_without_average": value for name, value in as_trained.items()}
+        self.validations.append(Validation(step, **{"accuracy": None, **_without_prefix(metrics)}))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.stopped_early:
+            self.control.should_save = self.control.should_training_stop = True
         return metrics
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """Loss and, for closed answers, accuracy with the tensors that the model has now."""
+        figures = {"loss": self._validation_loss()}
+        _require_finite("validation loss", figures["loss"], step)
+        if self._accuracy is not None:
+            figures["accuracy"] = self._accuracy()
+        return figures
 
     def _validation_loss(self) -> float:
         """Nats per supervised token over the whole validation split."""
@@ -208,90 +303,97 @@ class SequenceTrainer(Trainer):
                 tokens += sum(len(example.labels or ()) for example in examples)
         return total / tokens
 
+    # Checkpoints: Trainer says when, what is in them is ours.
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the adapter of this step, whole or not at all; keep the best and the last one only."""
+        """Write everything that the run needs to go on from this step, bit for bit."""
         from safetensors.torch import save
 
-        state = {"step": self.state.global_step, "best_step": self.state.best_global_step}
-        files = {
-            CONFIG_FILE: self._adapter_config,
-            TENSORS_FILE: save(adapter_tensors(self.adapted), metadata={"format": "pt"}),
-            CHECKPOINT_STATE: (json.dumps(state) + "\n").encode(),
+        optimizer = self._bare_optimizer()
+        state = {
+            "rates": training_state.optimizer_rates(optimizer),
+            "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+            "random": training_state.random_content(),
+            "validations": [asdict(validation) for validation in self.validations],
+            "supervised_tokens": self.supervised_tokens,
+            "loss_sum": self._loss_sum,
+            "gradients": self._gradients.content(),
+            "seconds": self.seconds,
         }
-        directory = self._checkpoint(self.state.global_step)
-        try:
-            atomic.write_directory(directory, files)
-        except OSError as error:
-            raise BmpeftError(f"{directory}: cannot be written: {error.strerror or error}") from None
-        keep = {directory, self._checkpoint(self.state.best_global_step or 0)}
-        for other in self.directory.glob("step-*"):
-            if other not in keep:
-                shutil.rmtree(other, ignore_errors=True)
+        files = {
+            TENSORS_FILE: save(training_state.copies(self._parameters)),
+            OPTIMIZER_FILE: save(training_state.optimizer_tensors(optimizer, self._parameters)),
+            RANDOM_FILE: save(training_state.random_tensors()),
+            STATE_FILE: json.dumps(state).encode(),
+            TRAINER_STATE_NAME: json.dumps(asdict(self.state)).encode(),
+        }
+        if self._average is not None:
+            files[AVERAGE_FILE] = save(self._average.tensors())
+        self.checkpoints.write(self.state.global_step, best_step=self.state.best_global_step, files=files)
 
-    def _checkpoint(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Tensors, and what was measured until then."""
+        assert self._resume is not None
+        training_state.set_tensors(self._parameters, self._resume.tensors(TENSORS_FILE))
+        state = self._resume.content(STATE_FILE)
+        self.validations = [Validation(**validation) for validation in state["validations"]]
+        self.supervised_tokens, self._loss_sum = state["supervised_tokens"], state["loss_sum"]
+        self._gradients.restore(state["gradients"])
+        self._clock.start(state["seconds"])
+        if self._average is not None:
+            self._average.restore(self._resume.tensors(AVERAGE_FILE))
 
-    def _read_checkpoint(self, step: int) -> Mapping[str, Tensor]:
-        from safetensors.torch import load
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert self._resume is not None
+        state = self._resume.content(STATE_FILE)
+        memory = self._resume.tensors(OPTIMIZER_FILE)
+        training_state.set_optimizer(self._bare_optimizer(), self._parameters, memory, state["rates"])
+        self.lr_scheduler.load_state_dict(state["schedule"])  # type: ignore[union-attr]
 
-        path = self._checkpoint(step) / TENSORS_FILE
-        try:
-            return dict(load(path.read_bytes()))
-        except OSError as error:
-            raise BmpeftError(f"{path}: {error.strerror or error}") from None
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Last, after whatever a start draws from the generators."""
+        if self._resume is not None:
+            training_state.set_random(self._resume.tensors(RANDOM_FILE), self._resume.content(STATE_FILE)["random"])
+
+    def _out_of_patience(self, validations: Iterable[Validation]) -> bool:
+        if self.section.patience is None:
+            return False
+        by_accuracy = self.section.select_by == "accuracy"
+        figures = [v.accuracy if by_accuracy else v.loss for v in validations]
+        return out_of_patience(
+            [figure for figure in figures if figure is not None],
+            patience=self.section.patience,
+            min_delta=self.section.min_delta,
+            greater_is_better=by_accuracy,
+        )
+
+    def _is_over(self, checkpoint: Checkpoint) -> bool:
+        validations = [Validation(**validation) for validation in checkpoint.content(STATE_FILE)["validations"]]
+        return checkpoint.step >= self.total_steps or self._out_of_patience(validations)
+
+    def _restore_ended(self, checkpoint: Checkpoint) -> None:
+        """A run whose training was over when it was interrupted: nothing is left to train."""
+        self._load_from_checkpoint(str(checkpoint.directory))
+        self.state = TrainerState.load_from_json(str(checkpoint.directory / TRAINER_STATE_NAME))
+
+    def _take_best(self) -> None:
+        """Leave the best step's tensors in the model; with a moving average, its."""
+        best = self.state.best_global_step
+        if best is not None and best != self.state.global_step:
+            file = TENSORS_FILE if self._average is None else AVERAGE_FILE
+            training_state.set_tensors(self._parameters, self.checkpoints.read(best).tensors(file))
+        elif self._average is not None:
+            training_state.set_tensors(self._parameters, self._average.tensors())
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        optimizer: Any = self.optimizer
+        bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return bare
 
 
-class SingleDeviceArguments(TrainingArguments):
-    """TrainingArguments that never spread a model over the GPUs that happen to be there."""
-
-    @property
-    def n_gpu(self) -> int:
-        return min(int(super().n_gpu), 1)
-
-
-def resolve_precision(asked: str, device: torch.device) -> str:
-    """The computation's dtype, "float32" or "bfloat16"; auto is bfloat16 where the device has it in hardware."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if has_fast_bfloat16(device) else "float32"
-
-
-def _arguments(
-    section: TrainingSection, directory: Path, device: torch.device, *, use_cache: bool
-) -> TrainingArguments:
-    return SingleDeviceArguments(
-        output_dir=str(directory),
-        use_cpu=device.type == "cpu",
-        learning_rate=section.learning_rate,
-        num_train_epochs=section.epochs,
-        max_steps=section.max_steps or -1,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
-        optim="adamw_torch_fused",
-        weight_decay=section.weight_decay,
-        warmup_steps=section.warmup,  # a float below 1 is a share of the steps
-        lr_scheduler_type=_SCHEDULES[section.schedule],
-        max_grad_norm=section.max_grad_norm,
-        seed=section.seed,
-        activation_checkpointing=section.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if section.activation_checkpointing else None,
-        logging_strategy="steps",
-        logging_steps=section.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not finite stops the run instead
-        # `EvaluationSchedule` says when; a strategy must be set for Trainer to remember the best step.
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=_NEVER,
-        metric_for_best_model=f"eval_{section.select_by}",
-        greater_is_better=section.select_by == "accuracy",
-        use_cache=use_cache,  # Trainer writes it into the model's configuration
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-        log_level_replica="error",
-    )
+def _without_prefix(metrics: dict[str, float]) -> dict[str, Any]:
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
 def _require_finite(what: str, value: float, step: int) -> None:
@@ -299,38 +401,3 @@ def _require_finite(what: str, value: float, step: int) -> None:
         raise BmpeftError(
             f"step {step}: the {what} is {value}; a lower training.learning_rate or training.precision=float32 may help"
         )
-
-
-class _Meter:
-    """Speed of training, without the time that evaluations take."""
-
-    def __init__(self) -> None:
-        self._start: float | None = None
-        self._out = 0.0
-        self._tokens = 0
-        self._last = (0.0, 0)
-
-    def count(self, tokens: int) -> None:
-        if self._start is None:
-            self._start = time.monotonic()
-        self._tokens += tokens
-
-    def tokens_per_second(self) -> float:
-        """Since the last call."""
-        seconds, tokens = self._last
-        self._last = (self._elapsed(), self._tokens)
-        return (self._tokens - tokens) / max(self._last[0] - seconds, 1e-9)
-
-    def seconds_per_step(self, steps: int) -> float:
-        return self._elapsed() / max(steps, 1)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self._out += time.monotonic() - begin
-
-    def _elapsed(self) -> float:
-        return 0.0 if self._start is None else time.monotonic() - self._start - self._out

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.datasets.embedded import rows as embedded_rows
-from bmpeft.errors import BmpeftError, DataError, UsageError
+from bmpeft.errors import DataError, UsageError
 from bmpeft.pretrain_recipe import PretrainRecipe
 from bmpeft.progress import Progress
 from bmpeft.recipe import BackboneSection
@@ -245,13 +245,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         with pytest.raises(_PowerCut):
             pretrain(tiny_recipe, progress=Progress(quiet=True))
     assert not Path(tiny_recipe.output.directory).exists()
-    resumed = pretrain(tiny_recipe, progress=Progress(quiet=True))
+    resumed = pretrain(tiny_recipe, progress=Progress(quiet=True), resume=True)
     assert resumed.fingerprint == whole.fingerprint
 
 
-def test_checkpoints_of_another_recipe_are_refused(tiny_recipe: PretrainRecipe) -> None:
-    run = Path(tiny_recipe.output.runs) / "backbone"
-    run.mkdir(parents=True)
-    (run / "recipe.json").write_text(json.dumps({"digest": "another"}), encoding="utf-8")
-    with pytest.raises(BmpeftError, match="checkpoints of another recipe"):
-        pretrain(tiny_recipe, progress=Progress(quiet=True))
+def test_there_is_nothing_to_go_on_from(tiny_recipe: PretrainRecipe) -> None:
+    with pytest.raises(UsageError, match=r"runs/backbone/checkpoints: no checkpoint to resume from"):
+        pretrain(tiny_recipe, progress=Progress(quiet=True), resume=True)

@@ -20,7 +20,9 @@ from bmpeft.errors import BmpeftError
 from bmpeft.recipe import LoraSection, TrainingSection
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import EvaluationSchedule, evaluation_steps
+from bmpeft.training.checkpoints import CheckpointStore
 from bmpeft.training.trainer import SequenceTrainer
+from bmpeft.training.training_state import trainable
 from tests.backbones.tiny import tiny_backbone
 from tests.training.small import encoded_rows
 
@@ -47,6 +49,7 @@ def make_trainer(
     accuracy: Callable[[], float] | None = None,
     evaluate_after: Iterable[int] = (),
     lora_dropout: float = 0.0,
+    say: Callable[[str], None] = print,
     **options: Any,
 ) -> tuple[SequenceTrainer, Losses]:
     """A trainer without any dropout, unless the test says otherwise."""
@@ -61,9 +64,9 @@ def make_trainer(
         train_rows=EncodedDataset(tuple(rows or encoded_rows(backbone, ROWS).encoded)),
         validation_rows=EncodedDataset(tuple(validation or encoded_rows(backbone, 5).encoded)),
         accuracy=accuracy,
-        adapter_config=b"{}",
-        directory=directory,
+        checkpoints=CheckpointStore(directory, {}),
         callbacks=[EvaluationSchedule(evaluate_after), losses],
+        say=say,
     )
     return trainer, losses
 
@@ -100,14 +103,18 @@ def test_the_validation_loss_is_the_same_in_any_batches(tmp_path: Path, batch_si
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_accumulation_equals_the_larger_batch_also_in_the_short_last_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 4), (1, 6), (3, 3), (5, 2), (4, 3)])
+def test_accumulation_equals_the_larger_batch_also_in_the_short_last_window(
+    tmp_path: Path, batch_size: int, accumulation: int
+) -> None:
+    """Eleven rows of different lengths: the last window is short, and in it the last batch."""
     results = []
-    for name, batch_size, accumulation in (("large", 8, 1), ("accumulated", 2, 4)):
+    for name, size, times in (("large", batch_size * accumulation, 1), ("accumulated", batch_size, accumulation)):
         trainer, losses = make_trainer(
-            tmp_path / name, batch_size=batch_size, gradient_accumulation=accumulation, max_steps=None, epochs=2.0
+            tmp_path / name, batch_size=size, gradient_accumulation=times, max_steps=None, epochs=2.0
         )
         trainer.fit()
-        assert trainer.state.global_step == trainer.total_steps == 4
+        assert trainer.state.global_step == trainer.total_steps == 2 * -(-ROWS // (size * times))
         results.append((adapter_tensors(trainer.adapted), losses.logs))
     (large, large_logs), (accumulated, accumulated_logs) = results
     for name, tensor in large.items():
@@ -206,10 +213,10 @@ def test_the_best_validation_s_adapter_is_kept(tmp_path: Path) -> None:
     assert trainer.selected is not None
     assert trainer.selected.step == 2, "of equals the first"
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["step-00000002", "step-00000004"], "the best and the last"
-    best = load_file(tmp_path / "step-00000002" / "adapter_model.safetensors")
-    last = load_file(tmp_path / "step-00000004" / "adapter_model.safetensors")
-    in_model = adapter_tensors(trainer.adapted)
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"], "the best and the last two"
+    best = load_file(tmp_path / "step-00000002" / "trainable.safetensors")
+    last = load_file(tmp_path / "step-00000004" / "trainable.safetensors")
+    in_model = trainable(trainer.adapted)
     assert all(torch.equal(in_model[name], best[name]) for name in best)
     assert not all(torch.equal(in_model[name], last[name]) for name in last)
 
@@ -252,7 +259,7 @@ def test_steps_report_speed_and_what_is_left(tmp_path: Path) -> None:
 
 @given(st.integers(1, 500), st.integers(1, 60))
 def test_evaluations_are_spread_evenly_and_end_with_the_run(total: int, evaluations: int) -> None:
-    steps = evaluation_steps(total, evaluations)
+    steps = evaluation_steps(total, evaluations=evaluations)
     assert len(set(steps)) == len(steps) == min(total, evaluations)
     assert steps[0] >= 1
     assert steps[-1] == total

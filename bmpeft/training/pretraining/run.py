@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,9 +22,11 @@ from bmpeft.progress import Progress
 from bmpeft.recipe import TrainingSection
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import EvaluationSchedule, LogCallback, ProgressCallback, RunLog
+from bmpeft.training.checkpoints import CheckpointStore, recipe_identity, require_checkpoints
 from bmpeft.training.pretraining.corpus import Source, read_corpus
 from bmpeft.training.pretraining.rows import MixtureRows
 from bmpeft.training.pretraining.trainer import MixtureBatches, MixtureDataset, PretrainTrainer
+from bmpeft.training.run_directory import set_aside
 
 REPORT_FILE = "pretraining.json"
 VALIDATION_ROWS = 400
@@ -53,18 +54,20 @@ class PretrainOutcome:
     report: dict[str, Any]
 
 
-def pretrain(recipe: PretrainRecipe, *, progress: Progress) -> PretrainOutcome:
-    """Pretrain and store a backbone; goes on from the last checkpoint of the same recipe.
+def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False) -> PretrainOutcome:
+    """Pretrain and store a backbone; `resume` goes on from the last checkpoint of the same recipe.
 
     Raises:
-        UsageError: the directory exists, or the checkpoints are of another recipe.
+        UsageError: the directory exists, or there is no checkpoint of this recipe to go on from.
+        Interrupted: a signal came; a checkpoint is written.
         DataError: a source is missing or broken.
     """
     directory = Path(recipe.output.directory)
     if directory.exists():
         raise UsageError(f"{directory}: exists; output.directory=... names another one")
     run_directory = Path(recipe.output.runs) / directory.name
-    _claim(run_directory, recipe)
+    if resume:
+        require_checkpoints(run_directory / "checkpoints")
 
     sources = read_corpus(recipe)
     backbone = load_frozen_backbone(recipe.backbone)
@@ -77,14 +80,20 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress) -> PretrainOutcome:
     batches = MixtureBatches(
         rows, batch_tokens=recipe.training.batch_tokens, batches=recipe.training.steps, seed=recipe.training.seed
     )
-    started = time.monotonic()
+    identity = {**recipe_identity(recipe.model_dump(mode="json")), "backbone fingerprint": backbone.fingerprint}
+    checkpoints = CheckpointStore(run_directory / "checkpoints", identity)
+    checkpoint = checkpoints.latest(progress.line) if resume else None
+    if checkpoint is None:
+        set_aside(run_directory)
+        run_directory.mkdir(parents=True)
     trainer = PretrainTrainer(
         backbone.model,
         backbone=backbone,
         section=_training_section(recipe.training),
         train_rows=MixtureDataset(rows, recipe.training.steps),
         validation_rows=EncodedDataset(validation),
-        directory=run_directory / "checkpoints",
+        checkpoints=checkpoints,
+        say=progress.line,
         batches=batches,
     )
     steps = range(recipe.training.checkpoint_steps, recipe.training.steps + 1, recipe.training.checkpoint_steps)
@@ -92,19 +101,11 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress) -> PretrainOutcome:
     with RunLog(run_directory / "log.jsonl") as log, progress.task("pretraining", total=recipe.training.steps) as bar:
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))
-        trainer.fit()
-    return _store(recipe, backbone, rows, trainer, directory, time.monotonic() - started)
-
-
-def _claim(run_directory: Path, recipe: PretrainRecipe) -> None:
-    """Remember whose checkpoints these are. Raises UsageError where they are another recipe's."""
-    path = run_directory / "recipe.json"
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8"))["digest"] != recipe.digest():
-            raise UsageError(f"{run_directory}: has checkpoints of another recipe; output.runs=... names another place")
-        return
-    run_directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"digest": recipe.digest(), "recipe": recipe.portable()}, indent=2), encoding="utf-8")
+        if checkpoint is not None:
+            log.write("resume", step=checkpoint.step)
+            bar.advance(checkpoint.step)
+        trainer.fit(checkpoint)
+    return _store(recipe, backbone, rows, trainer, directory)
 
 
 def _validation_rows(sources: Sequence[Source], backbone: FrozenBackbone, recipe: PretrainRecipe) -> list[Any]:
@@ -145,7 +146,6 @@ def _store(
     rows: MixtureRows,
     trainer: PretrainTrainer,
     directory: Path,
-    seconds: float,
 ) -> PretrainOutcome:
     """Write the trained backbone beside its place, with its report, and rename it."""
     if not isinstance(backbone, BiomedGPTBackbone):
@@ -165,8 +165,8 @@ def _store(
         ],
         "steps": recipe.training.steps,
         "precision": trainer.precision,
-        "supervised_tokens_of_last_session": trainer.supervised_tokens,
-        "seconds_of_last_session": round(seconds, 1),
+        "supervised_tokens": trainer.supervised_tokens,
+        "seconds": round(trainer.seconds, 1),
         "validation_loss": None if last is None or not math.isfinite(last.loss) else last.loss,
         "fingerprint": trained.fingerprint,
     }

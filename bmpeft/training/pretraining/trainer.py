@@ -1,19 +1,14 @@
-"""`SequenceTrainer` on an endless mixture: every text parameter trains, checkpoints hold the whole state."""
+"""`SequenceTrainer` on an endless mixture: every text parameter trains."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from bmpeft.backbones.base import EncodedExample
-from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.training.pretraining.rows import MixtureRows
 from bmpeft.training.trainer import SequenceTrainer
 
@@ -67,11 +62,10 @@ class MixtureDataset(Dataset[EncodedExample]):
 
 
 class PretrainTrainer(SequenceTrainer):
-    """Trains a plain model on a `MixtureDataset`; its checkpoints are Trainer's own, optimizer included."""
+    """Trains a plain model on a `MixtureDataset`; the last step's weights are the result."""
 
     def __init__(self, *args: Any, batches: MixtureBatches, **kwargs: Any) -> None:
-        super().__init__(*args, accuracy=None, adapter_config=b"", **kwargs)
-        self.args.save_total_limit = 2
+        super().__init__(*args, accuracy=None, **kwargs)
         self._mixture = batches
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -79,25 +73,5 @@ class PretrainTrainer(SequenceTrainer):
         assert self.train_dataset is not None
         return DataLoader(self.train_dataset, batch_sampler=self._mixture, collate_fn=self.data_collator)
 
-    def fit(self) -> float:
-        """Train on, from the last whole checkpoint where there is one."""
-        assert self.model is not None
-        try:
-            return float(self.train(resume_from_checkpoint=last_checkpoint(self.directory)).training_loss)
-        finally:
-            self.model.eval()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with no_progress_bars():
-            Trainer._save_checkpoint(self, model, trial)
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written to its end (its state file is written last)."""
-    if not directory.is_dir():
-        return None
-    newest = get_last_checkpoint(str(directory))
-    if newest is not None and not (Path(newest) / "trainer_state.json").exists():
-        Path(newest).rename(Path(newest).with_name(f"incomplete-{Path(newest).name}"))
-        return last_checkpoint(directory)
-    return newest
+    def _take_best(self) -> None:
+        """Not here: the weights of the last step are the result, whatever validation says."""
