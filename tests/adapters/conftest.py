@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bmpeft.adapters.manifest import MANIFEST_FILE, signed
 from bmpeft.progress import Progress
 from bmpeft.training.run import train
 from tests.training.small import small_recipe
@@ -48,7 +49,7 @@ def copy(stored: Stored, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit_json() -> Callable[..., None]:
-    """Change values of a JSON file: ``edit_json(path, {"data.licence": 3, "r": DELETE})``."""
+    """Change values of a JSON file, as in ``{"data.licence": 3, "r": DELETE}``; a manifest is signed anew."""
     return _edit_json
 
 
@@ -68,4 +69,4 @@ def _edit_json(path: Path, changes: dict[str, object]) -> None:
             del inner[last]
         else:
             inner[last] = value
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content) if path.name == MANIFEST_FILE else content))

@@ -28,6 +28,7 @@ from bmpeft.adapters.artifact import (
     load_artifact,
     update_score_card,
 )
+from bmpeft.adapters.manifest import signed
 from bmpeft.errors import ArtifactError
 from tests.adapters.conftest import DELETE, Stored
 
@@ -52,7 +53,7 @@ def sign(directory: Path) -> None:
     content = json.loads((directory / MANIFEST).read_text())
     for name in content["files"]:
         content["files"][name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-    (directory / MANIFEST).write_text(json.dumps(content))
+    (directory / MANIFEST).write_text(json.dumps(signed(content)))
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -131,8 +132,9 @@ def test_trailing_bytes_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema version 2 is newer than this bmpeft reads (1): upgrade bmpeft"),
-        ({"schema_version": "1"}, "schema_version: Input should be 1"),
+        ({"schema_version": 3}, "schema version 3 is newer than this bmpeft reads (2): upgrade bmpeft"),
+        ({"schema_version": 1}, "schema version 1 is older than this bmpeft reads (2): train the adapter again"),
+        ({"schema_version": "2"}, "schema_version: Input should be 2"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"backbone.fingerprint": "ab"}, "backbone.fingerprint: String should match pattern '^[0-9a-f]{64}$'"),
         ({"training.steps": "4"}, "training.steps: Input should be a valid integer"),
