@@ -16,7 +16,8 @@ about sqrt(n) u32. Such errors are independent and of either sign, so that their
 
 and the difference of two changes, which takes four runs, by the root of the sum of their squares. A change that
 is no larger than this is none that the number type can show. For the size nano (B = 15, n = 1024) the noise of a
-run is 4.3 % of its logits in bfloat16 and 0.002 % in float32.
+run is 4.3 % of its logits in bfloat16 and 0.002 % in float32. The count takes attention scores to be of the order
+of one: softmax multiplies their relative errors by their size, and would exceed the bound if they were dozens.
 """
 
 from __future__ import annotations

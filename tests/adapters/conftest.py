@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,8 +59,6 @@ DELETE = object()
 
 
 def _edit_json(path: Path, changes: dict[str, object]) -> None:
-    import json
-
     content = json.loads(path.read_text())
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -70,3 +70,11 @@ def _edit_json(path: Path, changes: dict[str, object]) -> None:
         else:
             inner[last] = value
     path.write_text(json.dumps(signed(content) if path.name == MANIFEST_FILE else content))
+
+
+def sign(directory: Path) -> None:
+    """Make the digests in the manifest those of the files, as somebody who tampers would."""
+    content = json.loads((directory / MANIFEST_FILE).read_text())
+    for name in content["files"]:
+        content["files"][name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    (directory / MANIFEST_FILE).write_text(json.dumps(signed(content)))

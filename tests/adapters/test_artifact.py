@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import errno
-import hashlib
 import json
 import shutil
 import subprocess
@@ -28,9 +27,8 @@ from bmpeft.adapters.artifact import (
     load_artifact,
     update_score_card,
 )
-from bmpeft.adapters.manifest import signed
 from bmpeft.errors import ArtifactError
-from tests.adapters.conftest import DELETE, Stored
+from tests.adapters.conftest import DELETE, Stored, sign
 
 CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "bmpeft.json"
 FILES = (CONFIG, TENSORS, MANIFEST)
@@ -46,14 +44,6 @@ def problem(directory: Path) -> str:
     assert "\n" not in message
     assert str(directory) in message
     return message.replace(f"{directory}/", "").replace(str(directory), "")
-
-
-def sign(directory: Path) -> None:
-    """Make the digests in the manifest those of the files, as somebody who tampers would."""
-    content = json.loads((directory / MANIFEST).read_text())
-    for name in content["files"]:
-        content["files"][name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-    (directory / MANIFEST).write_text(json.dumps(signed(content)))
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
