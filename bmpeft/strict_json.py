@@ -22,7 +22,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
     except ValueError:
-        raise ValueError("not JSON") from None
+        raise ValueError("not a JSON object") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value

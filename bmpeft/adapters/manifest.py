@@ -108,7 +108,7 @@ class CanaryRecord(_Part):
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights when it was recorded")
     quantization: Literal["none"] = Field(description="of the frozen weights when it was recorded")
     change: str = Field(max_length=100_000, description="change of each logit: little-endian float32 in base64")
-    change_norm: float = Field(gt=0, description="Euclidean norm of the change")
+    change_norm: float = Field(ge=0, description="Euclidean norm of the change")
     logits_norm: float = Field(gt=0, description="Euclidean norm of the bare backbone's logits at the same places")
 
     @property

@@ -127,6 +127,8 @@ def _notices(manifest: Manifest) -> list[str]:
         )
     if manifest.data.synthetic:
         notices.append("trained on a synthetic set: its scores say nothing about real questions")
+    if manifest.canary.change_norm == 0:
+        notices.append("without effect: it changes no logit of the canary, and bmpeft will not load it")
     if _untrained(manifest):
         notices.append("the backbone's weights are random (untrained)")
     return notices

@@ -20,9 +20,12 @@ from bmpeft.adapters.manifest import CanaryRecord
 from bmpeft.adapters.runtime import Backbone, load_backbone
 from bmpeft.datasets.embedded import SPLITS, rows
 from bmpeft.errors import ArtifactError
+from bmpeft.progress import Progress
 from bmpeft.recipe import LoraSection
+from bmpeft.training.run import train
 from tests.adapters.conftest import Stored, sign
 from tests.backbones.tiny import tiny_backbone
+from tests.training.small import small_recipe
 
 TENSORS, MANIFEST = "adapter_model.safetensors", "bmpeft.json"
 Edit = Callable[[Path, dict[str, object]], None]
@@ -97,11 +100,15 @@ def test_recording_changes_no_mode_and_no_setting() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-def test_an_adapter_that_learned_nothing_is_not_saved() -> None:
-    backbone = tiny_backbone()
-    model = attach(backbone, LoraSection(rank=2), seed=0)
-    with pytest.raises(ArtifactError, match="has no effect: it changes no logit of the canary"):
-        record_canary(backbone, model)
+def test_an_adapter_that_learned_nothing_is_saved_says_so_and_does_not_load(
+    tmp_path: Path, stored: Stored, backbone: Backbone
+) -> None:
+    recipe = small_recipe(tmp_path, "training.learning_rate=1e-30", "training.max_steps=2", backbone=stored.backbone)
+    directory = train(recipe, recipe_name="small", progress=Progress(quiet=True)).directory
+    assert load_artifact(directory).manifest.canary.change_norm == 0
+    assert "without effect: it changes no logit" in (directory / "README.md").read_text()
+    with pytest.raises(ArtifactError, match="by 0, when saved by 0; rounding to float32 explains up to"):
+        backbone.load_adapter(directory)
 
 
 # The bound.
@@ -211,7 +218,7 @@ def test_a_backbone_that_computes_otherwise_is_seen(stored: Stored, backbone: Ba
         ({"change": CanaryRecord.encoded([3.0])}, "canary: Value error, change_norm is "),
         ({"change": CanaryRecord.encoded([float("nan")])}, "canary: Value error, change_norm is "),
         ({"change": "A" * 100_004}, "canary.change: String should have at most 100000 characters"),
-        ({"change_norm": 0}, "canary.change_norm: Input should be greater than 0"),
+        ({"change_norm": -1}, "canary.change_norm: Input should be greater than or equal to 0"),
         ({"dtype": "float16"}, "canary.dtype: Input should be 'float32' or 'bfloat16'"),
         ({"input": "text-2"}, "canary.input: Input should be 'text-1'"),
     ],
