@@ -298,27 +298,45 @@ def list_adapters(
 @adapters.command("show")
 def show_adapter(adapter: AdapterName, as_json: Json = False) -> None:
     """Print an adapter's model card."""
-    from bmpeft.adapters.artifact import load_artifact
-    from bmpeft.adapters.manifest import CARD_FILE
+    from bmpeft.adapters.artifact import load_artifact, read_model_card
 
     artifact = load_artifact(_adapter_directory(adapter))
     if as_json:
         _print_json(_plain(artifact.manifest))
     else:
-        print((artifact.directory / CARD_FILE).read_text(encoding="utf-8"), end="")
+        print(read_model_card(artifact), end="")
 
 
 @adapters.command("verify")
-def verify_adapter(adapter: AdapterName, as_json: Json = False) -> None:
-    """Check an adapter's files, digests and tensors."""
-    from bmpeft.adapters.artifact import load_artifact
+def verify_adapter(
+    adapter: AdapterName,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where the backbone is now, if not where the adapter says.")
+    ] = None,
+    files_only: Annotated[bool, typer.Option("--files-only", help="Load no backbone: a moment, not seconds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check an adapter's files, digests and tensors, and that it does to its backbone what it did when saved."""
+    with _work(quiet=True):
+        from bmpeft.adapters.verification import verify
 
-    artifact = load_artifact(_adapter_directory(adapter))
-    facts = {"adapter": str(artifact.directory), "tensors": len(artifact.tensors), "verified": True}
+        found = verify(_adapter_directory(adapter), backbone=backbone, files_only=files_only)
     if as_json:
-        _print_json(facts)
+        _print_json(
+            {
+                "adapter": str(found.artifact.directory),
+                "tensors": len(found.artifact.tensors),
+                "verified": True,
+                "canary": asdict(found.canary) if found.canary else None,
+                "not_checked": found.not_checked,
+            }
+        )
+        return
+    print(f"{found.artifact.directory}: {len(found.artifact.tensors)} tensors, all as described")
+    if found.canary:
+        print(f"canary: as when saved (change {found.canary.change:.4g}, {found.canary.recorded:.4g} when saved)")
     else:
-        print(f"{artifact.directory}: {len(artifact.tensors)} tensors, all as described")
+        print(f"canary: not checked: {found.not_checked}")
 
 
 @data.command("list")

@@ -60,6 +60,14 @@ class FakeBackbone(FrozenBackbone):
         )
         self.batches: list[list[str]] = []
 
+    @property
+    def residual_blocks(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def longest_sum(self) -> int:
+        raise NotImplementedError
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         cut = max(0, len(example.source.split()) - max_source_length)
         return EncodedExample((0,) * min(len(example.source.split()), max_source_length), None, cut)

@@ -14,6 +14,7 @@ from typing import Any
 
 from bmpeft.errors import ArtifactError
 from bmpeft.recipe import LoraSection, portable_name
+from bmpeft.strict_json import parse_object
 
 
 def config_content(section: LoraSection, backbone_name: str) -> dict[str, Any]:
@@ -50,17 +51,24 @@ def check_config(path: Path, content: bytes, expected: Mapping[str, Any]) -> Non
         ArtifactError: names the first key that is missing, unknown or has another value.
     """
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{path}: not JSON") from None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: expected a JSON object")
+        found = parse_object(content)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     for key in sorted(expected.keys() | found.keys()):
         if key not in found:
             raise ArtifactError(f"{path}: {key} is missing, expected {expected[key]!r}")
         if key not in expected:
             raise ArtifactError(f"{path}: unexpected key {key[:100]!r}; bmpeft writes no such key")
         if type(found[key]) is not type(expected[key]) or found[key] != expected[key]:
-            shown = json.dumps(found[key])
-            shown = shown if len(shown) <= 100 else shown[:100] + "..."
-            raise ArtifactError(f"{path}: {key} is {shown}, but {json.dumps(expected[key])} in the manifest")
+            raise ArtifactError(
+                f"{path}: {key} is {_shown(found[key])}, but {json.dumps(expected[key])} in the manifest"
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value of the file in a message: ASCII, and not much of it."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "nested too deeply"
+    return text if len(text) <= 100 else text[:100] + "..."

@@ -11,6 +11,7 @@ clear error. Nothing here imports torch except writing and reading the tensors t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import stat
@@ -31,6 +32,7 @@ from bmpeft.adapters.manifest import (
     NAME_PATTERN,
     TENSORS_FILE,
     BackboneIdentity,
+    CanaryRecord,
     DataOrigin,
     Limits,
     Manifest,
@@ -39,8 +41,8 @@ from bmpeft.adapters.manifest import (
 )
 from bmpeft.adapters.model_card import model_card
 from bmpeft.adapters.safetensors_file import TensorEntry, read_header
-from bmpeft.errors import ArtifactError, BmpeftError
-from bmpeft.recipe import Recipe, TaskSection, portable_name
+from bmpeft.errors import ArtifactError, BmpeftError, UsageError
+from bmpeft.recipe import BackboneSection, Recipe, TaskSection, portable_name
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 _TENSOR_NAME = re.compile(
     r"base_model\.model\.((?:\w+\.)*(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*(\w+))\.lora_([AB])\.weight"
 )
+_LONGEST_TENSOR_NAME = 300  # the pattern takes quadratic time on a long name made for it
+_LARGEST_TEXT = 4_000_000  # bytes of a JSON file or the model card; some ten thousand are usual
 _VERSIONS_OF = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
 
@@ -64,6 +68,12 @@ class Artifact:
     @property
     def name(self) -> str:
         return self.directory.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what it computes and of what that should be; a new score card changes nothing."""
+        content = {"files": self.manifest.files, "canary": self.manifest.canary.model_dump(mode="json")}
+        return _sha256(json.dumps(content, sort_keys=True).encode())
 
     def read_tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors, on the CPU; the very bytes that were read are those that are checked.
@@ -114,6 +124,7 @@ def save_artifact(
     data: DataOrigin,
     limits: Limits,
     training: TrainingSummary,
+    canary: CanaryRecord,
     tensors: Mapping[str, torch.Tensor],
     overwrite: bool = False,
 ) -> Artifact:
@@ -141,6 +152,7 @@ def save_artifact(
         data=data,
         limits=limits,
         training=training,
+        canary=canary,
         recipe_name=recipe_name,
         recipe=recipe.portable(),
         recipe_digest=recipe.digest(),
@@ -200,7 +212,7 @@ def load_artifact(directory: str | Path) -> Artifact:
     directory = Path(directory)
     manifest = _read_manifest(directory)
     config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
-    config = _read(config_path)
+    config = _read(config_path, limit=_LARGEST_TEXT)
     check_config(config_path, config, config_content(manifest.adaptation, manifest.backbone.name))
     _check_digest(config_path, config, manifest)
     _check_regular(tensors_path)
@@ -210,6 +222,34 @@ def load_artifact(directory: str | Path) -> Artifact:
     _check_digest(tensors_path, content, manifest)
     _check_finite(tensors_path, tensors, content)
     return Artifact(directory, manifest, tensors)
+
+
+def read_model_card(artifact: Artifact) -> str:
+    """README.md of an artifact. It is for people: no digest covers it, and nothing is read from it.
+
+    Raises:
+        ArtifactError: it is missing, no regular file, too large or not UTF-8.
+    """
+    path = artifact.directory / CARD_FILE
+    try:
+        return _read(path, limit=_LARGEST_TEXT).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path}: not UTF-8") from None
+
+
+def remembered_backbone(artifact: Artifact) -> BackboneSection:
+    """The backbone that an adapter names; of a directory it remembers the last part only.
+
+    Raises:
+        UsageError: it was a directory, and none of that name is here.
+    """
+    section = artifact.manifest.backbone.section
+    if "/" not in section.name and not section.name.startswith("biomedgpt-") and not Path(section.name).is_dir():
+        raise UsageError(
+            f"adapter {artifact.name} was trained on a backbone directory named {section.name!r}, which is not here: "
+            f"say where it is (--backbone DIRECTORY)"
+        )
+    return section
 
 
 def list_artifacts(root: str | Path) -> list[ArtifactSummary | BrokenArtifact]:
@@ -244,7 +284,7 @@ def update_score_card(directory: str | Path, card: Mapping[str, Any], *, markdow
 def _summary(directory: Path) -> ArtifactSummary | BrokenArtifact:
     try:
         manifest = _read_manifest(directory)
-        config = _read(directory / CONFIG_FILE)
+        config = _read(directory / CONFIG_FILE, limit=_LARGEST_TEXT)
         check_config(directory / CONFIG_FILE, config, config_content(manifest.adaptation, manifest.backbone.name))
         _check_regular(directory / TENSORS_FILE)
         tensors = read_header(directory / TENSORS_FILE)
@@ -266,15 +306,20 @@ def _read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise ArtifactError(f"{directory}: no such adapter directory")
     path = directory / MANIFEST_FILE
-    return parse_manifest(path, _read(path))
+    return parse_manifest(path, _read(path, limit=_LARGEST_TEXT))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, limit: int | None = None) -> bytes:
+    """A file's content; of a file with more than `limit` bytes nothing is looked at."""
     _check_regular(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(-1 if limit is None else limit + 1)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror or error}") from None
+    if limit is not None and len(content) > limit:
+        raise ArtifactError(f"{path}: has more than {limit:,} bytes")
+    return content
 
 
 def _check_regular(path: Path) -> None:
@@ -299,9 +344,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, TensorEntry], manifest: Man
     if not tensors:
         raise ArtifactError(f"{path}: holds no tensors")
     for name, entry in tensors.items():
-        match = _TENSOR_NAME.fullmatch(name)
+        match = _TENSOR_NAME.fullmatch(name) if len(name) <= _LONGEST_TENSOR_NAME else None
         if match is None or match[2] not in section.target_modules:
-            raise ArtifactError(f"{path}: unexpected tensor {name[:200]!r}")
+            raise ArtifactError(f"{path}: unexpected tensor {name[:200]!a}")
         if entry.dtype != "F32":
             raise ArtifactError(f"{path}: {name} is {entry.dtype}, expected F32")
         rank_axis = 0 if match[3] == "A" else 1

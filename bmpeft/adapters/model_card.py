@@ -28,6 +28,8 @@ a patient. The published weights of BiomedGPT are for research too.
     backbone.predict(records, adapter="{name}")
 
 It works with the backbone of fingerprint `{fingerprint}` and no other; bmpeft refuses the rest.
+Canary: on a built-in input it changes the logits by {canary:.4g} (Euclidean norm; the bare backbone's have
+{logits:.4g}; {dtype}). bmpeft compares at the first load.
 
 ## Task
 
@@ -68,6 +70,9 @@ def model_card(manifest: Manifest, *, scores: str | None = None) -> str:
         created=manifest.created[:10],
         load=_load_arguments(manifest),
         fingerprint=backbone.fingerprint,
+        canary=manifest.canary.change_norm,
+        logits=manifest.canary.logits_norm,
+        dtype=manifest.canary.dtype,
         task=manifest.task.name.replace("_", " ").capitalize(),
         decoding=manifest.task.decoding.method,
         max_source_length=manifest.limits.max_source_length,
@@ -122,6 +127,8 @@ def _notices(manifest: Manifest) -> list[str]:
         )
     if manifest.data.synthetic:
         notices.append("trained on a synthetic set: its scores say nothing about real questions")
+    if manifest.canary.change_norm == 0:
+        notices.append("without effect: it changes no logit of the canary, and bmpeft will not load it")
     if _untrained(manifest):
         notices.append("the backbone's weights are random (untrained)")
     return notices

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bmpeft.adapters import atomic
-from bmpeft.adapters.artifact import Artifact, load_artifact
+from bmpeft.adapters.artifact import load_artifact, remembered_backbone
 from bmpeft.errors import DataError, UsageError, did_you_mean
 from bmpeft.progress import Progress
 from bmpeft.recipe import BackboneSection
@@ -64,7 +64,7 @@ def predict_file(
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
     questions = read_questions(input_path)
-    section = backbone or _remembered(artifact)
+    section = backbone or remembered_backbone(artifact)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 
@@ -159,17 +159,6 @@ def _options(path: Path, row: int, value: Any) -> tuple[tuple[str, ...], tuple[s
         if not isinstance(option, str) or not option.strip():
             raise DataError(path, f"options: {name[:50]!r} is not text, or empty", row=row)
     return tuple(value), tuple(value.values())
-
-
-def _remembered(artifact: Artifact) -> BackboneSection:
-    """The backbone that an adapter names; of a directory it remembers the last part only."""
-    section = artifact.manifest.backbone.section
-    if "/" not in section.name and not section.name.startswith("biomedgpt-") and not Path(section.name).is_dir():
-        raise UsageError(
-            f"adapter {artifact.name} was trained on a backbone directory named {section.name!r}, which is not here: "
-            f"say where it is (--backbone DIRECTORY)"
-        )
-    return section
 
 
 def _answer(question: _Question, prediction: Prediction) -> dict[str, Any]:

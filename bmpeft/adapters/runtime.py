@@ -21,6 +21,8 @@ from peft import PeftModel
 
 from bmpeft.adaptation.lora import adapter_shapes, add_adapter, lora_config, set_adapter_tensors
 from bmpeft.adapters.artifact import Artifact, load_artifact
+from bmpeft.adapters.canary import CanaryResult, canary_logits, compare_canary
+from bmpeft.adapters.canary_cache import cache_key, has_passed, remember
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.errors import ArtifactError, UsageError, did_you_mean
@@ -81,12 +83,15 @@ class Backbone:
     def load_adapter(self, directory: str | Path, name: str | None = None) -> str:
         """Verify an artifact against this backbone and load it; the base weights are shared, not copied.
 
+        At the first load of an adapter on a backbone its effect is measured, see `bmpeft.adapters.canary`.
+
         Args:
             directory: of the artifact.
             name: for later calls; default: the directory's name.
 
         Raises:
-            ArtifactError: the artifact is missing, damaged, foreign, or for another backbone.
+            ArtifactError: the artifact is missing, damaged, foreign, for another backbone, or has no effect or
+                another one than when it was saved.
             UsageError: an adapter of this name is loaded already.
         """
         artifact = load_artifact(directory)
@@ -98,7 +103,29 @@ class Backbone:
         slot = f"slot{next(self._slot_numbers)}"
         self._add(slot, artifact, tensors)
         self._artifacts[name], self._slots[name] = artifact, slot
+        try:
+            if not has_passed(cache_key(artifact, self.frozen)):
+                self.check_canary(name)
+        except BaseException:
+            self.unload_adapter(name)
+            raise
         return name
+
+    def check_canary(self, name: str) -> CanaryResult:
+        """Measure a loaded adapter's effect on the built-in input and compare it with the one when it was saved.
+
+        Raises:
+            ArtifactError: it has no effect, or another one.
+            UsageError: no adapter of this name is loaded.
+        """
+        artifact = self.artifact(name)
+        with self.model_with(None) as model:
+            bare = canary_logits(self.frozen, model)
+        with self.model_with(name) as model:
+            adapted = canary_logits(self.frozen, model)
+        result = compare_canary(artifact.directory, artifact.manifest.canary, self.frozen, bare=bare, adapted=adapted)
+        remember(cache_key(artifact, self.frozen), result)
+        return result
 
     def unload_adapter(self, name: str) -> None:
         """Free an adapter; the last one leaves the backbone exactly as it was before the first.

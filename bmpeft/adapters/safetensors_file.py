@@ -6,7 +6,6 @@ a JSON header {name: {dtype, shape, data_offsets}}, the tensors' bytes one after
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,9 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from bmpeft.errors import ArtifactError
+from bmpeft.strict_json import parse_object
 
 _ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+# An adapter has some thousand tensors, each with a line of some hundred bytes; the library would read 100 MB.
+_MAX_HEADER_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,9 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
 
 def _entries(path: Path, header: bytes, *, data_start: int, size: int) -> dict[str, TensorEntry]:
     try:
-        content = json.loads(header)
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{path}: the safetensors header is not JSON") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: the safetensors header is no mapping")
+        content = parse_object(header)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: the safetensors header is {error}") from None
     content.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, data_start) for name, value in content.items()}
     end = data_start

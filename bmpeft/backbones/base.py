@@ -83,6 +83,16 @@ class FrozenBackbone(ABC):
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @property
+    @abstractmethod
+    def residual_blocks(self) -> int:
+        """Attention and feed-forward blocks that text passes one after the other; rounding errors grow with them."""
+
+    @property
+    @abstractmethod
+    def longest_sum(self) -> int:
+        """Products that the widest of these blocks' linear layers adds up for one value."""
+
     @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """Token ids of an example; cuts its document, never the prompt's own words.

@@ -18,6 +18,7 @@ from peft import PeftModel
 
 from bmpeft.adaptation import adapter_tensors, attach, count_parameters
 from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
+from bmpeft.adapters.canary import record_canary
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
@@ -122,6 +123,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         data=origin,
         limits=_limits(recipe, train_split),
         training=summary,
+        canary=record_canary(backbone, model),
         tensors=adapter_tensors(model),
         overwrite=recipe.output.overwrite,
     )

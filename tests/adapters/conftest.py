@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bmpeft.adapters.manifest import MANIFEST_FILE, signed
 from bmpeft.progress import Progress
 from bmpeft.training.run import train
 from tests.training.small import small_recipe
@@ -48,7 +51,7 @@ def copy(stored: Stored, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit_json() -> Callable[..., None]:
-    """Change values of a JSON file: ``edit_json(path, {"data.licence": 3, "r": DELETE})``."""
+    """Change values of a JSON file, as in ``{"data.licence": 3, "r": DELETE}``; a manifest is signed anew."""
     return _edit_json
 
 
@@ -56,8 +59,6 @@ DELETE = object()
 
 
 def _edit_json(path: Path, changes: dict[str, object]) -> None:
-    import json
-
     content = json.loads(path.read_text())
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -68,4 +69,12 @@ def _edit_json(path: Path, changes: dict[str, object]) -> None:
             del inner[last]
         else:
             inner[last] = value
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content) if path.name == MANIFEST_FILE else content))
+
+
+def sign(directory: Path) -> None:
+    """Make the digests in the manifest those of the files, as somebody who tampers would."""
+    content = json.loads((directory / MANIFEST_FILE).read_text())
+    for name in content["files"]:
+        content["files"][name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    (directory / MANIFEST_FILE).write_text(json.dumps(signed(content)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import errno
-import hashlib
 import json
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from bmpeft.adapters.artifact import (
     update_score_card,
 )
 from bmpeft.errors import ArtifactError
-from tests.adapters.conftest import DELETE, Stored
+from tests.adapters.conftest import DELETE, Stored, sign
 
 CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "bmpeft.json"
 FILES = (CONFIG, TENSORS, MANIFEST)
@@ -45,14 +44,6 @@ def problem(directory: Path) -> str:
     assert "\n" not in message
     assert str(directory) in message
     return message.replace(f"{directory}/", "").replace(str(directory), "")
-
-
-def sign(directory: Path) -> None:
-    """Make the digests in the manifest those of the files, as somebody who tampers would."""
-    content = json.loads((directory / MANIFEST).read_text())
-    for name in content["files"]:
-        content["files"][name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-    (directory / MANIFEST).write_text(json.dumps(content))
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -131,8 +122,9 @@ def test_trailing_bytes_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema version 2 is newer than this bmpeft reads (1): upgrade bmpeft"),
-        ({"schema_version": "1"}, "schema_version: Input should be 1"),
+        ({"schema_version": 3}, "schema version 3 is newer than this bmpeft reads (2): upgrade bmpeft"),
+        ({"schema_version": 1}, "schema version 1 is older than this bmpeft reads (2): train the adapter again"),
+        ({"schema_version": "2"}, "schema_version: Input should be 2"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"backbone.fingerprint": "ab"}, "backbone.fingerprint: String should match pattern '^[0-9a-f]{64}$'"),
         ({"training.steps": "4"}, "training.steps: Input should be a valid integer"),

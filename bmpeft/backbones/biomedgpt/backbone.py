@@ -55,6 +55,17 @@ class BiomedGPTBackbone(FrozenBackbone):
         )
         self._tokenizer_text = tokenizer.text
 
+    @property
+    def residual_blocks(self) -> int:
+        """Two in each encoder layer, three in each decoder layer."""
+        return 2 * self.model.config.encoder_layers + 3 * self.model.config.decoder_layers
+
+    @property
+    def longest_sum(self) -> int:
+        """See `FrozenBackbone.longest_sum`."""
+        config = self.model.config
+        return max(config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim)
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
         ids, cut = self._source(example, max_source_length)
