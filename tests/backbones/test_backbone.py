@@ -134,9 +134,7 @@ def test_scores_equal_one_forward_pass_per_candidate(
         assert scores.log_likelihoods == pytest.approx([value for value, _ in expected], abs=1e-4)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), limit=st.integers(1, 100).map(lambda n: n * 8192)
-)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), limit=st.integers(1, 100).map(lambda n: n * 8192))
 def test_row_chunks_cover_every_row_once_and_keep_the_limit(
     backbone: BiomedGPTBackbone, lengths: list[int], limit: int
 ) -> None:
