@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bmpeft.adapters.artifact import load_artifact, update_score_card
-from bmpeft.adapters.manifest import Manifest
 from bmpeft.datasets import read_dataset
 from bmpeft.datasets.medqa import EMBEDDED
 from bmpeft.errors import UsageError, did_you_mean
-from bmpeft.evaluation.run import OnPredictions, evaluate
-from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
+from bmpeft.evaluation.run import OnPredictions, evaluate, trained_on
+from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
 from bmpeft.tasks import make_task
@@ -112,19 +111,8 @@ def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions
             evaluation=recipe.evaluation,
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
-            trained_on=_trained_on(artifact.manifest),
+            trained_on=trained_on(artifact.manifest.data),
             without_adapter=lambda: backbone.model_with(None),
             progress=progress,
             on_predictions=on_predictions,
         )
-
-
-def _trained_on(manifest: Manifest) -> TrainedOn:
-    data = manifest.data
-    return TrainedOn(
-        dataset=data.dataset,
-        split_digest=data.split_digests["train"],
-        contamination=data.contamination.get("train"),
-        rows=data.train_rows,
-        contaminated_rows=data.contaminated_rows.get("train"),
-    )

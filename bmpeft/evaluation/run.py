@@ -30,6 +30,7 @@ from bmpeft.records import Example, Prediction, Record
 from bmpeft.tasks import predict_examples
 
 if TYPE_CHECKING:
+    from bmpeft.adapters.manifest import DataOrigin
     from bmpeft.backbones.base import FrozenBackbone
     from bmpeft.datasets import LoadedDataset
     from bmpeft.progress import Progress
@@ -101,6 +102,17 @@ def evaluate(
         seed=seed,
         bootstrap_samples=evaluation.bootstrap_samples,
         versions=_versions(),
+    )
+
+
+def trained_on(data: DataOrigin) -> TrainedOn:
+    """The part of a score card that says what the adapter was trained on."""
+    return TrainedOn(
+        dataset=data.dataset,
+        split_digest=data.split_digests["train"],
+        contamination=data.contamination.get("train"),
+        rows=data.train_rows,
+        contaminated_rows=data.contaminated_rows.get("train"),
     )
 
 

@@ -25,8 +25,8 @@ from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
-from bmpeft.evaluation.run import evaluate
-from bmpeft.evaluation.score_card import ScoreCard, TrainedOn, to_markdown
+from bmpeft.evaluation.run import evaluate, trained_on
+from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
@@ -340,17 +340,6 @@ def _limits(recipe: Recipe, split: EncodedSplit) -> Limits:
         max_target_length=recipe.data.max_target_length,
         rows_cut=split.rows_cut,
         document_tokens_cut=split.document_tokens_cut,
-    )
-
-
-def trained_on(data: DataOrigin) -> TrainedOn:
-    """The part of a score card that says what the adapter was trained on."""
-    return TrainedOn(
-        dataset=data.dataset,
-        split_digest=data.split_digests["train"],
-        contamination=data.contamination.get("train"),
-        rows=data.train_rows,
-        contaminated_rows=data.contaminated_rows.get("train"),
     )
 
 

@@ -89,12 +89,12 @@ class _FeedForwardMixin(nn.Module):
         self.ffn_layer_norm = nn.LayerNorm(ffn_dim) if config.scale_fc else None
         self.fc2 = nn.Linear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
-        self.dropout, self.activation_dropout, self.drop_path = config.dropout, config.activation_dropout, drop_path
+        self.config, self.drop_path = config, drop_path
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """fc2(LN(gelu(fc1(LN(x))))) on [B, L, D]."""
         x = nn.functional.gelu(self.fc1(self.final_layer_norm(x)))
-        x = nn.functional.dropout(x, self.activation_dropout, self.training)
+        x = nn.functional.dropout(x, self.config.activation_dropout, self.training)
         if self.ffn_layer_norm is not None:
             x = self.ffn_layer_norm(x)
         projected: Tensor = self.fc2(x)
@@ -102,7 +102,7 @@ class _FeedForwardMixin(nn.Module):
 
     def _add(self, residual: Tensor, x: Tensor) -> Tensor:
         """Residual connection with dropout and stochastic depth."""
-        x = nn.functional.dropout(x, self.dropout, self.training)
+        x = nn.functional.dropout(x, self.config.dropout, self.training)
         return residual + drop_path(x, self.drop_path, self.training)
 
 

@@ -71,6 +71,9 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
 
     sources = read_corpus(recipe)
     backbone = load_frozen_backbone(recipe.backbone)
+    if not isinstance(backbone, BiomedGPTBackbone):
+        raise BmpeftError(f"backbones of family {backbone.family} cannot be pretrained")
+    fine_tuning_dropout = backbone.model.config.dropout
     with progress.task("tokenizing", total=1) as bar:
         rows = MixtureRows(sources, backbone.tokenizer, recipe.objective, recipe.training.seed)
         validation = _validation_rows(sources, backbone, recipe)
@@ -105,6 +108,7 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
             log.write("resume", step=checkpoint.step)
             bar.advance(checkpoint.step)
         trainer.fit(checkpoint)
+    backbone.model.config.dropout = fine_tuning_dropout
     return _store(recipe, backbone, rows, trainer, directory)
 
 
@@ -118,9 +122,6 @@ def _validation_rows(sources: Sequence[Source], backbone: FrozenBackbone, recipe
 
 def _open_text_parameters(backbone: FrozenBackbone, dropout: float) -> None:
     backbone.model.config.dropout = dropout
-    for module in backbone.model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = dropout  # type: ignore[assignment]  # the layers' own copy of the rate
     for name, parameter in backbone.model.named_parameters():
         parameter.requires_grad_(not name.startswith(IMAGE_PARAMETERS))
 
@@ -142,18 +143,12 @@ def _training_section(section: PretrainTrainingSection) -> TrainingSection:
 
 def _store(
     recipe: PretrainRecipe,
-    backbone: FrozenBackbone,
+    backbone: BiomedGPTBackbone,
     rows: MixtureRows,
     trainer: PretrainTrainer,
     directory: Path,
 ) -> PretrainOutcome:
     """Write the trained backbone beside its place, with its report, and rename it."""
-    if not isinstance(backbone, BiomedGPTBackbone):
-        raise BmpeftError(f"backbones of family {backbone.family} cannot be pretrained")
-    for module in backbone.model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.1  # type: ignore[assignment]
-    backbone.model.config.dropout = 0.1
     trained = backbone.trained(directory.name, getattr(torch, recipe.output.dtype))
     last = trainer.validations[-1] if trainer.validations else None
     report = {
