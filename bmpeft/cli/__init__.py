@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,16 +26,19 @@ from bmpeft.cli.recipes import recipes
 from bmpeft.cli.train import inspect, train
 from bmpeft.errors import BmpeftError
 
-app = typer.Typer(help="One frozen biomedical backbone, many small adapters.", **PLAIN)
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "inspect": inspect,
     "eval": evaluate,
     "predict": predict,
     "doctor": doctor,
-}.items():
+}
+GROUPS = {"recipes": recipes, "adapters": adapters, "data": data}
+
+app = typer.Typer(help="One frozen biomedical backbone, many small adapters.", **PLAIN)
+for name, command in COMMANDS.items():
     app.command(name)(command)
-for name, group in {"recipes": recipes, "adapters": adapters, "data": data}.items():
+for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 
 
