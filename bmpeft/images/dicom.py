@@ -82,18 +82,15 @@ def _shown(dataset: Dataset) -> np.ndarray:
 
 def _frame(dataset: Dataset) -> np.ndarray:
     """The first frame's stored values, colours as RGB."""
-    from pydicom.pixels import get_decoder, pixel_array
-
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax: Any = dataset.file_meta.TransferSyntaxUID
     try:
-        available = not syntax.is_compressed or get_decoder(syntax).is_available
+        available = not syntax.is_compressed or _pixels().get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
     if not available:
-        raise Refused(
-            f"a DICOM file compressed by {syntax.name}, for which pydicom finds no decoder (see docs/images.md)"
-        )
-    return pixel_array(dataset, index=0)
+        # The name comes from pydicom's dictionary: a private syntax is not known to be compressed, and fails above.
+        raise Refused(f"a DICOM file compressed as {syntax.name}, for which no decoder is installed (docs/images.md)")
+    return np.asarray(_pixels().pixel_array(dataset, index=0))
 
 
 def _windowed(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
