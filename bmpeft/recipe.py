@@ -214,12 +214,35 @@ class SplitSection(Section):
 class DataSection(Section):
     """Which rows."""
 
-    dataset: str = Field(description="name of a reader: `medqa`, `medmcqa`, `pubmedqa`")
+    dataset: str = Field(description="name of a reader, such as `medqa` or `csv`; see `bmpeft data list`")
     path: str = Field(
         description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package"
     )
     split: SplitSection = Field(
         default_factory=SplitSection, description="used where the files carry no official split"
+    )
+    split_by: Literal["official", "group", "image"] = Field(
+        "official",
+        description="group, image: pool the official splits and divide them anew by `split`, so that no group "
+        "(patient, question ...) or no image is in two of them",
+    )
+    fields: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="own data only: field of a record -> column, or list of columns"
+    )
+    label_names: dict[str | int, str] | None = Field(
+        None, description="label in the files -> name that the model reads and writes, in the order of the labels"
+    )
+    label_base: Literal[0, 1] | None = Field(
+        None, description="own data only: whether labels that are numbers count the choices from 0 or from 1"
+    )
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(
+        None, description="own tables only: between cells; default: a tab for .tsv, else a comma"
+    )
+    images: str | None = Field(None, description="directory of the images, where it is not beside the data file")
+    licence: str | None = Field(None, description="own data only: the licence that records and adapter state")
+    variant: str | None = Field(None, description="which of several targets of a dataset; see `bmpeft data list`")
+    skip_bad_rows: int = Field(
+        0, ge=0, description="leave out up to so many bad rows, counted on the card; images are decoded to find them"
     )
     cop_base: Literal[0, 1] | None = Field(
         None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1"
@@ -379,7 +402,13 @@ class Recipe(Section):
         Paths are reduced to their last part, so that no directory names leave the machine.
         """
         content: dict[str, Any] = self.model_dump(mode="json")
-        for section, key in (("data", "path"), ("backbone", "tokenizer"), ("output", "directory"), ("output", "runs")):
+        for section, key in (
+            ("data", "path"),
+            ("data", "images"),
+            ("backbone", "tokenizer"),
+            ("output", "directory"),
+            ("output", "runs"),
+        ):
             if content[section][key] is not None:
                 content[section][key] = Path(content[section][key]).name
         content["backbone"]["name"] = portable_name(content["backbone"]["name"])

@@ -94,7 +94,7 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
 
 def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions: OnPredictions | None) -> ScoreCard:
     artifact = load_artifact(directory)
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone

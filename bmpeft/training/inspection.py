@@ -132,7 +132,7 @@ def inspect(recipe: Recipe | PretrainRecipe, *, split: str, rows: int, progress:
 
 
 def _of_dataset(recipe: Recipe, split: str, progress: Progress) -> tuple[FrozenBackbone, _Split]:
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     if split not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split {split!r}{did_you_mean(split, dataset.splits)}")
     records = dataset.splits[split]

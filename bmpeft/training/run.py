@@ -89,7 +89,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     require_room(directory.parent, _ROOM_AT_START)
     require_room(run_directory.parent, _ROOM_AT_START)
 
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     train_records, validation_records = _training_records(recipe, dataset)
     backbone = load_frozen_backbone(recipe.backbone)
     task = make_task(recipe.task, recipe.data.dataset)
