@@ -241,6 +241,10 @@ class DataSection(Section):
     images: str | None = Field(None, description="directory of the images, where it is not beside the data file")
     licence: str | None = Field(None, description="own data only: the licence that records and adapter state")
     variant: str | None = Field(None, description="which of several targets of a dataset; see `bmpeft data list`")
+    accept_leakage: bool = Field(
+        False,
+        description="train although scored rows share images, groups or whole rows with training; on the card",
+    )
     skip_bad_rows: int = Field(
         0, ge=0, description="leave out up to so many bad rows, counted on the card; images are decoded to find them"
     )

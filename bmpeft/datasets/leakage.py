@@ -24,7 +24,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bmpeft.datasets.perceptual import BITS, SIMILAR_BITS, perceptual_hash, rows_with_similar
 from bmpeft.datasets.splits import normalize_words
@@ -59,7 +59,12 @@ _WORDS: dict[OverlapKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """One kind of overlap of a split with the training rows: `rows` of its `of` rows have it."""
+    """One kind of overlap of a split with the training rows: `rows` of its `of` rows have it.
+
+    A `leak` forbids training, unless the recipe accepts it.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # as strict as the manifest that it is stored in
 
     kind: OverlapKind
     split: str
@@ -74,8 +79,11 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Leakage:
-    """Every overlap that was found; `not_searched` says what was too much to look for."""
+    """Every overlap of `splits` with the training rows; `not_searched` says what was too much to look for."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    splits: tuple[str, ...]
     overlaps: tuple[Overlap, ...] = ()
     not_searched: tuple[str, ...] = ()
 
@@ -83,6 +91,13 @@ class Leakage:
     def leaks(self) -> tuple[Overlap, ...]:
         """The overlaps that forbid training, unless the recipe accepts them."""
         return tuple(overlap for overlap in self.overlaps if overlap.leak)
+
+    def of(self, splits: Collection[str]) -> Leakage | None:
+        """What is known of some splits; None where one of them was not compared."""
+        if not set(splits) <= set(self.splits):
+            return None
+        overlaps = tuple(overlap for overlap in self.overlaps if overlap.split in splits)
+        return Leakage(tuple(splits), overlaps, self.not_searched)
 
     def lines(self) -> tuple[str, ...]:
         """One line for each overlap, leaks first; what was not searched at the end."""
@@ -116,7 +131,7 @@ def find_leakage(
             if any(hits):
                 leak = kind in _REFUSED and split in scored
                 overlaps.append(Overlap(kind, split, rows=sum(hits), of=len(rows), leak=leak))
-    return Leakage(tuple(overlaps), pictures.not_searched)
+    return Leakage(tuple(splits), tuple(overlaps), pictures.not_searched)
 
 
 def images_in(train: Sequence[Record], splits: Mapping[str, Sequence[Record]]) -> int:

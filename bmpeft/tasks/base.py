@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bmpeft.errors import UsageError
 from bmpeft.recipe import Decoding, TaskName, TaskSection, decoding_methods
 from bmpeft.records import Example, Record
 from bmpeft.tasks.template import Rendered, parse_template
-
-if TYPE_CHECKING:
-    from bmpeft.datasets import LoadedDataset
 
 CHOICE_SEPARATOR = "; "
 Shortened = tuple[str, Literal["head", "tail"]]
@@ -87,17 +84,6 @@ class Task(ABC):
         """The same example without the question and its document: what the options alone give away."""
         values = {name: value if name == "choices" else "" for name, value in self._values(record).items()}
         return self._made(record, self._template.render(values))
-
-    def require_rows(self, dataset: LoadedDataset) -> None:
-        """Refuse a dataset whose records are for another task.
-
-        Raises:
-            UsageError: names both tasks.
-        """
-        found = {record.task for records in dataset.splits.values() for record in records[:1]} - {self.name}
-        if found:
-            others = " and ".join(sorted(found))
-            raise UsageError(f"task.name: the rows of {dataset.name} are for {others}, not for {self.name}")
 
     # What a subclass may say differently.
 
