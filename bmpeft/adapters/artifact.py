@@ -183,6 +183,7 @@ def backbone_identity(backbone: FrozenBackbone) -> BackboneIdentity:
         tokenizer_digest=backbone.tokenizer_digest,
         dtype=str(backbone.dtype).removeprefix("torch."),
         attention=backbone.attention,
+        max_positions=backbone.max_positions,
     )
 
 

@@ -50,13 +50,18 @@ class BackboneIdentity(_Part):
     tokenizer_digest: Sha256
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights during training")
     attention: str = Field(description="attention backend during training")
+    max_positions: int | None = Field(
+        None, description="tokens of a source or target, where more than the weights have"
+    )
 
     @property
     def section(self) -> BackboneSection:
         """The recipe section that loads it, where its name is enough for that (not for a directory elsewhere)."""
         if self.init == "random" and self.name.startswith("biomedgpt-"):
-            return BackboneSection(name=self.name, init="random", init_seed=self.init_seed or 0)
-        return BackboneSection(name=self.name)
+            init: dict[str, Any] = {"init": "random", "init_seed": self.init_seed or 0}
+        else:
+            init = {}
+        return BackboneSection(name=self.name, max_positions=self.max_positions, **init)
 
 
 class DataOrigin(_Part):

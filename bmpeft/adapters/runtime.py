@@ -41,6 +41,7 @@ def load_backbone(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     attention: Literal["auto", "eager", "sdpa"] = "auto",
     tokenizer: str | None = None,
+    max_positions: int | None = None,
 ) -> Backbone:
     """Load a frozen backbone; the arguments are those of a recipe's section `backbone`.
 
@@ -48,7 +49,13 @@ def load_backbone(
         BackboneError: there is no such backbone, or it cannot be loaded.
     """
     section = BackboneSection(
-        name=name, init=init, init_seed=init_seed, dtype=dtype, attention=attention, tokenizer=tokenizer
+        name=name,
+        init=init,
+        init_seed=init_seed,
+        dtype=dtype,
+        attention=attention,
+        tokenizer=tokenizer,
+        max_positions=max_positions,
     )
     return Backbone(load_frozen_backbone(section))
 

@@ -51,6 +51,7 @@ class FrozenBackbone(ABC):
         fingerprint: SHA-256 that names the weights, see `bmpeft.backbones.fingerprint`.
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
         attention: the resolved attention backend ("eager", "sdpa").
+        max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
     """
 
@@ -72,6 +73,7 @@ class FrozenBackbone(ABC):
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
         self.attention = attention
+        self.max_positions: int | None = None
         self.model.requires_grad_(False)
         self.model.eval()
 
@@ -92,6 +94,14 @@ class FrozenBackbone(ABC):
     @abstractmethod
     def longest_sum(self) -> int:
         """Products that the widest of these blocks' linear layers adds up for one value."""
+
+    @abstractmethod
+    def extend_positions(self, positions: int) -> None:
+        """Take longer sources and targets; the outputs for all others, and the fingerprint, stay as they are.
+
+        Raises:
+            BackboneError: the weights have more positions than that.
+        """
 
     @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:

@@ -66,6 +66,14 @@ class BiomedGPTBackbone(FrozenBackbone):
         config = self.model.config
         return max(config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim)
 
+    def extend_positions(self, positions: int) -> None:
+        """See `FrozenBackbone.extend_positions` and `BiomedGPTForConditionalGeneration.extend_positions`."""
+        trained = self.model.config.max_position_embeddings
+        if positions < trained:
+            raise BackboneError(f"backbone.max_positions={positions}: {self.name} has {trained} already")
+        self.model.extend_positions(positions)
+        self.max_positions = positions if positions > trained else None
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
         ids, cut = self._source(example, max_source_length)
@@ -193,9 +201,11 @@ class BiomedGPTBackbone(FrozenBackbone):
         return (self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id), cut
 
     def _within_positions(self, length: int) -> int:
-        positions = self.model.config.max_position_embeddings
+        positions = self.model.max_text_positions
         if length > positions:
-            raise BmpeftError(f"{length} tokens asked for: {self.name} has positions for {positions}")
+            raise BmpeftError(
+                f"{length} tokens asked for: {self.name} has positions for {positions} (backbone.max_positions adds more)"
+            )
         return length
 
     def _inputs(self, examples: Sequence[Example], max_source_length: int) -> dict[str, Tensor]:

@@ -152,6 +152,26 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             processors.append(TextTokensOnly(self.config.code_token_start))
         return super().generate(*args, logits_processor=processors, **kwargs)  # type: ignore[misc]  # its self is a protocol
 
+    @property
+    def max_text_positions(self) -> int:
+        """How many tokens a source or a target may have."""
+        return self.encoder.max_text_positions
+
+    def extend_positions(self, positions: int) -> None:
+        """Take sources and targets of up to `positions` tokens; shorter ones give the same outputs, bit for bit.
+
+        Nothing is added to the weights: rows beyond the trained ones repeat them, and distances beyond the
+        trained ones share the last relative bucket. Like the attention backend it is a setting of this object
+        and not stored.
+
+        Raises:
+            ValueError: fewer positions than the weights have.
+        """
+        trained = self.config.max_position_embeddings
+        if positions < trained:
+            raise ValueError(f"{positions} positions: the weights have {trained}, which can only be extended")
+        self.encoder.max_text_positions = self.decoder.max_text_positions = positions
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """[B, T] -> [B, T]: the start token, then the labels without their last; ignored labels become padding."""
         shifted = labels.new_full(labels.shape, self.config.decoder_start_token_id)
