@@ -50,9 +50,7 @@ class BackboneIdentity(_Part):
     tokenizer_digest: Sha256
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights during training")
     attention: str = Field(description="attention backend during training")
-    max_positions: int | None = Field(
-        None, description="tokens of a source or target, where more than the weights have"
-    )
+    max_positions: int | None = Field(None, description="of sources and targets, beyond those of the weights")
 
     @property
     def section(self) -> BackboneSection:

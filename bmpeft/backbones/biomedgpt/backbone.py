@@ -204,7 +204,7 @@ class BiomedGPTBackbone(FrozenBackbone):
         positions = self.model.max_text_positions
         if length > positions:
             raise BmpeftError(
-                f"{length} tokens asked for: {self.name} has positions for {positions} (backbone.max_positions adds more)"
+                f"{length} tokens asked for: {self.name} has positions for {positions} (backbone.max_positions adds some)"
             )
         return length
 
