@@ -35,7 +35,9 @@ def inputs(seed: int, batch: int, queries: int, keys: int, offset: int, dtype: t
     }
 
 
-def written_out(arguments: dict[str, Any], padding: torch.Tensor | None, causal: bool, segments: Any, until: Any = None) -> torch.Tensor:
+def written_out(
+    arguments: dict[str, Any], padding: torch.Tensor | None, causal: bool, segments: Any, until: Any = None
+) -> torch.Tensor:
     """The definition in float64 with loops over rows, heads and queries."""
     q, k, v = (arguments[name].double() for name in ("query", "key", "value"))
     matrix = arguments["bias"].materialize(q.shape[2], k.shape[2]).double()

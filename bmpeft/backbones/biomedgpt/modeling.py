@@ -125,7 +125,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             decoder_attention_mask,
             memory,
             memory_mask,
-            self._encoder_positions(encoder_outputs) if cache is None or cache.cross_key_factor is None else None,
+            self.encoder_positions(encoder_outputs) if cache is None or cache.cross_key_factor is None else None,
             cache,
         )
         logits = self.decoder.output_projection(hidden_states)
@@ -171,6 +171,13 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if positions < trained:
             raise ValueError(f"{positions} positions: the weights have {trained}, which can only be extended")
         self.encoder.max_text_positions = self.decoder.max_text_positions = positions
+
+    def encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
+        """Normed position embeddings [1, S, D] of an encoder output's positions, which cross-attention uses."""
+        grid = getattr(outputs, "image_grid", None)
+        assert outputs.last_hidden_state is not None
+        num_image = grid[0] * grid[1] if grid else 0
+        return self.encoder.position_embeddings(grid, outputs.last_hidden_state.shape[1] - num_image)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """[B, T] -> [B, T]: the start token, then the labels without their last; ignored labels become padding."""
@@ -241,12 +248,6 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "own output, whose attention_mask covers the image"
             )
         return memory, mask.to(torch.bool)
-
-    def _encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
-        grid = getattr(outputs, "image_grid", None)
-        assert outputs.last_hidden_state is not None
-        num_image = grid[0] * grid[1] if grid else 0
-        return self.encoder.position_embeddings(grid, outputs.last_hidden_state.shape[1] - num_image)
 
     def _cache(
         self, past: EncoderDecoderCache | None, use_cache: bool | None, labels: Tensor | None
