@@ -173,11 +173,12 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder.max_text_positions = self.decoder.max_text_positions = positions
 
     def encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
-        """Normed position embeddings [1, S, D] of an encoder output's positions, which cross-attention uses."""
-        grid = getattr(outputs, "image_grid", None)
+        """Normed position embeddings [1 or B, S, D] of an encoder output's positions, which cross-attention uses."""
+        grid, sampled_ids = getattr(outputs, "image_grid", None), getattr(outputs, "sampled_image_ids", None)
+        image_ids = self.encoder.image_ids(grid, sampled_ids)
+        num_image = 0 if image_ids is None else image_ids.shape[1]
         assert outputs.last_hidden_state is not None
-        num_image = grid[0] * grid[1] if grid else 0
-        return self.encoder.position_embeddings(grid, outputs.last_hidden_state.shape[1] - num_image)
+        return self.encoder.position_embeddings(image_ids, outputs.last_hidden_state.shape[1] - num_image)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """[B, T] -> [B, T]: the start token, then the labels without their last; ignored labels become padding."""
