@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bmpeft.datasets.leakage import Leakage
 from bmpeft.errors import ArtifactError
 from bmpeft.recipe import BackboneSection, LoraSection, TaskSection
 from bmpeft.strict_json import parse_object
@@ -87,6 +88,7 @@ class DataOrigin(_Part):
     contaminated_rows: dict[str, int] = Field(description="split -> how many rows")
     train_rows: int = Field(description="that were trained on")
     validation_rows: int
+    leakage: Leakage | None = Field(None, description="what the other splits share with the rows trained on")
 
 
 class Limits(_Part):

@@ -32,6 +32,7 @@ class EncodedExample:
         document_tokens_cut: tokens of the document that did not fit the limit.
         image: the image in front of the text.
         image_patches: positions that it takes in the encoder.
+        decoder_prefix: what the decoder reads between its start token and the answer; its tokens carry no loss.
     """
 
     input_ids: tuple[int, ...]
@@ -39,6 +40,7 @@ class EncodedExample:
     document_tokens_cut: int = 0
     image: ImageReference | None = None
     image_patches: int = 0
+    decoder_prefix: tuple[int, ...] = ()
 
     @property
     def source_length(self) -> int:
@@ -134,7 +136,7 @@ class FrozenBackbone(ABC):
         Returns:
             `input_ids` [B, L], `attention_mask` [B, L]; where one has an image, `pixel_values` [B, 3, S, S] float32
             (zeros in a row without one) and `pixel_mask` [B] boolean; where all have labels, `labels` [B, T] (-100
-            ignored).
+            ignored) and, where any decoder reads a prefix, `decoder_input_ids` [B, T].
 
         Raises:
             ImageError: an image cannot be read; names its file.

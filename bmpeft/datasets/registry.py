@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bmpeft.datasets import medmcqa, medqa, pubmedqa
 from bmpeft.datasets.base import DatasetInfo, LoadedDataset, Reader
+from bmpeft.datasets.reading import Reading
 from bmpeft.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,14 +29,19 @@ def dataset_info(name: str) -> DatasetInfo:
     return _reader(name).INFO
 
 
-def read_dataset(data: DataSection) -> LoadedDataset:
+def read_dataset(data: DataSection, task: str | None = None) -> LoadedDataset:
     """Read the dataset of a recipe.
 
+    Args:
+        data: the recipe's section.
+        task: `task.name` of the recipe; default: the dataset's own task.
+
     Raises:
-        UsageError: no reader of this name.
+        UsageError: no reader of this name, or it has no such task, variant or option.
         DataError: a missing, empty or broken file, or a row that is not as documented.
     """
-    return _reader(data.dataset).read(data)
+    reader = _reader(data.dataset)
+    return reader.read(Reading(reader.INFO, data, task))
 
 
 def _reader(name: str) -> Reader:

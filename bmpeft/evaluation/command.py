@@ -14,7 +14,7 @@ from bmpeft.adapters.artifact import load_artifact, update_score_card
 from bmpeft.datasets import read_dataset
 from bmpeft.datasets.medqa import EMBEDDED
 from bmpeft.errors import UsageError, did_you_mean
-from bmpeft.evaluation.run import OnPredictions, evaluate, trained_on
+from bmpeft.evaluation.run import OnPredictions, evaluate, known_leakage, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
@@ -94,7 +94,7 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
 
 def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions: OnPredictions | None) -> ScoreCard:
     artifact = load_artifact(directory)
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
@@ -112,6 +112,7 @@ def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
+            leakage=known_leakage(artifact.manifest.data, dataset),
             without_adapter=lambda: backbone.model_with(None),
             progress=progress,
             on_predictions=on_predictions,

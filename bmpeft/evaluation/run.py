@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bmpeft.adapters.manifest import DataOrigin
     from bmpeft.backbones.base import FrozenBackbone
     from bmpeft.datasets import LoadedDataset
+    from bmpeft.datasets.leakage import Leakage
     from bmpeft.progress import Progress
     from bmpeft.recipe import ControlName, EvaluationSection
     from bmpeft.tasks import Task
@@ -52,6 +53,7 @@ def evaluate(
     max_source_length: int,
     seed: int,
     trained_on: TrainedOn | None,
+    leakage: Leakage | None = None,
     without_adapter: WithoutAdapter | None,
     progress: Progress,
     on_predictions: OnPredictions | None = None,
@@ -68,6 +70,7 @@ def evaluate(
         max_source_length: tokens.
         seed: of the shuffle behind `evaluation.limit` and of the bootstrap.
         trained_on: the rows that the adapter was trained on; None for the bare backbone.
+        leakage: what its splits share with those rows; None: not known.
         without_adapter: a context in which `model` is the bare backbone, for the control frozen_backbone.
             Without an adapter that control would compare the model with itself; it is left out then.
         progress: shows the passes over the rows.
@@ -98,6 +101,7 @@ def evaluate(
         backbone=BackboneStamp.of(backbone),
         adapter=adapter,
         trained_on=trained_on,
+        leakage=leakage.of(splits) if leakage is not None else None,
         max_source_length=max_source_length,
         seed=seed,
         bootstrap_samples=evaluation.bootstrap_samples,
@@ -114,6 +118,14 @@ def trained_on(data: DataOrigin) -> TrainedOn:
         rows=data.train_rows,
         contaminated_rows=data.contaminated_rows.get("train"),
     )
+
+
+def known_leakage(data: DataOrigin, dataset: LoadedDataset) -> Leakage | None:
+    """What was found when the adapter was trained, for the splits of a dataset that are still the same rows."""
+    if data.leakage is None:
+        return None
+    same = [split for split in data.leakage.splits if data.split_digests[split] == dataset.split_digests.get(split)]
+    return data.leakage.of(same)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
+from bmpeft.datasets.leakage import Leakage
 from bmpeft.recipe import portable_name
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class ScoreCard(CardPart):
     schema_version: Literal[1] = 1
     task: str
     prompt: str
-    decoding: dict[str, str | int | float]
+    decoding: dict[str, JsonValue]
     dataset: str
     synthetic: bool
     split_method: str
@@ -140,6 +141,7 @@ class ScoreCard(CardPart):
     backbone: BackboneStamp
     adapter: str | None
     trained_on: TrainedOn | None
+    leakage: Leakage | None = Field(None, description="what these splits share with training rows; None: not known")
     max_source_length: int
     seed: int
     bootstrap_samples: int
@@ -155,6 +157,8 @@ class ScoreCard(CardPart):
         if self.trained_on is not None:
             own = [r.split for r in self.results if r.split_digest == self.trained_on.split_digest]
             remarks += [f"{split} holds the rows that the adapter was trained on" for split in own]
+        if self.leakage is not None:
+            remarks += [f"leakage accepted: {overlap.line()}" for overlap in self.leakage.leaks]
         if self.synthetic:
             remarks.append("synthetic data")
         if self.backbone.init == "random":
@@ -246,6 +250,10 @@ def _notes(card: ScoreCard) -> list[tuple[str, str]]:
     if trained_on is not None:
         rows = "" if trained_on.rows is None else f", {trained_on.rows:,} rows"
         notes.append(("trained on", f"{trained_on.dataset}{rows}, digest {trained_on.split_digest[:12]}"))
+    if card.leakage is not None:
+        notes.append(("overlap with training rows", "; ".join(card.leakage.lines()) or "none found"))
+    elif trained_on is not None:
+        notes.append(("overlap with training rows", "not known: not the splits that the adapter was trained beside"))
     for result in card.results:
         parts = (
             f"{result.n:,} of {result.rows:,} rows, digest {result.split_digest[:12]}",

@@ -23,6 +23,7 @@ from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
+from bmpeft.datasets.leakage import Leakage, find_leakage, images_in, require_no_leakage
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
 from bmpeft.evaluation.run import evaluate, trained_on
@@ -62,6 +63,7 @@ class TrainOutcome:
     summary: TrainingSummary
     untrained_backbone: bool
     contamination: str | None
+    leakage: Leakage
 
     @property
     def seconds(self) -> float:
@@ -90,11 +92,12 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     require_room(directory.parent, _ROOM_AT_START)
     require_room(run_directory.parent, _ROOM_AT_START)
 
-    dataset = read_dataset(recipe.data)
-    train_records, validation_records = _training_records(recipe, dataset)
-    backbone = load_frozen_backbone(recipe.backbone)
     task = make_task(recipe.task, recipe.data.dataset)
-    origin = _origin(dataset, train_records, validation_records)
+    dataset = read_dataset(recipe.data, recipe.task.name)
+    train_records, validation_records = _training_records(recipe, dataset)
+    leakage = _leakage(recipe, dataset, train_records, progress)
+    backbone = load_frozen_backbone(recipe.backbone)
+    origin = _origin(dataset, train_records, validation_records, leakage)
     _announce(backbone, origin, progress)
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
@@ -131,7 +134,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         overwrite=recipe.output.overwrite,
     )
     progress.line(f"adapter written to {artifact.directory}")
-    card = _evaluate(recipe, backbone, model, task, dataset, artifact, progress)
+    card = _evaluate(recipe, backbone, model, task, dataset, artifact, leakage, progress)
     update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return TrainOutcome(
         directory=artifact.directory,
@@ -140,6 +143,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         summary=summary,
         untrained_backbone=backbone.init == "random",
         contamination=origin.contamination.get("train"),
+        leakage=leakage,
     )
 
 
@@ -154,6 +158,22 @@ def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Rec
     if recipe.training.patience is not None and not validation_records:
         raise RecipeError("training.patience needs validation rows (data.split.validation)")
     return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
+
+
+def _leakage(recipe: Recipe, dataset: LoadedDataset, train_records: tuple[Record, ...], progress: Progress) -> Leakage:
+    """What the other splits share with the rows that are trained on; refuses a leak that the recipe does not accept."""
+    others = {split: records for split, records in dataset.splits.items() if split != "train"}
+    with progress.task("looking for leakage", total=images_in(train_records, others)) as bar:
+        leakage = find_leakage(
+            train_records,
+            others,
+            scored=match_splits(recipe.evaluation.splits, dataset.splits),
+            on_image=lambda: bar.advance(1),
+        )
+    require_no_leakage(leakage, dataset.name, accept=recipe.data.accept_leakage)
+    for line in leakage.lines():
+        progress.line(f"overlap with training rows: {line}")
+    return leakage
 
 
 def _announce(backbone: FrozenBackbone, origin: DataOrigin, progress: Progress) -> None:
@@ -315,7 +335,10 @@ def _tensorboard(trainer: SequenceTrainer, run_directory: Path, *, enabled: bool
 
 
 def _origin(
-    dataset: LoadedDataset, train_records: tuple[Record, ...], validation_records: tuple[Record, ...]
+    dataset: LoadedDataset,
+    train_records: tuple[Record, ...],
+    validation_records: tuple[Record, ...],
+    leakage: Leakage,
 ) -> DataOrigin:
     """Where the rows came from; of the training split only those count that were trained on."""
     names, counts = dict(dataset.contamination), dict(dataset.contamination_counts)
@@ -334,6 +357,7 @@ def _origin(
         contaminated_rows=counts,
         train_rows=len(train_records),
         validation_rows=len(validation_records),
+        leakage=leakage,
     )
 
 
@@ -353,6 +377,7 @@ def _evaluate(
     task: Task,
     dataset: LoadedDataset,
     artifact: Artifact,
+    leakage: Leakage,
     progress: Progress,
 ) -> ScoreCard:
     """Evaluate the very model that was trained."""
@@ -367,6 +392,7 @@ def _evaluate(
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
+            leakage=leakage,
             without_adapter=model.disable_adapter,
             progress=progress,
         )

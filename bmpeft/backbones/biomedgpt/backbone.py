@@ -81,19 +81,21 @@ class BiomedGPTBackbone(FrozenBackbone):
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
         ids, cut = self._source(example, max_source_length)
-        labels = None
+        prefix, labels = decoder_prefix(ids, example.prompt_layout), None
         if example.target is not None:
             labels = tuple(target_ids(self.tokenizer, example, self._within_positions(max_target_length)))
             if max(labels) >= self.model.config.code_token_start:
                 raise BmpeftError(
                     f"record {example.record.id}: image-code and location targets are not supported by this backbone"
                 )
+            self._within_positions(len(prefix) + len(labels))
         return EncodedExample(
             input_ids=ids,
             labels=labels,
             document_tokens_cut=cut,
             image=example.image,
             image_patches=0 if example.image is None else (self._images.processor.image_size // STRIDE) ** 2,
+            decoder_prefix=prefix,
         )
 
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
@@ -105,9 +107,24 @@ class BiomedGPTBackbone(FrozenBackbone):
         }
         if any(example.image is not None for example in examples):
             batch["pixel_values"], batch["pixel_mask"] = self._pixels(examples)
-        labels = [torch.tensor(example.labels) for example in examples if example.labels is not None]
-        if len(labels) == len(examples):
-            batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+        answers = [(example.decoder_prefix, example.labels) for example in examples if example.labels is not None]
+        if len(answers) == len(examples):
+            batch |= self.decoder_batch(answers)
+        return batch
+
+    def decoder_batch(self, answers: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> dict[str, Tensor]:
+        """What the decoder reads and is to write, for pairs of a prefix and labels.
+
+        Returns:
+            `labels` [B, T], ignored over a prefix and the padding; where there are prefixes `decoder_input_ids`
+            [B, T], which without them are the labels behind the start token, as the model makes them.
+        """
+        labels = [torch.tensor([IGNORED_LABEL] * len(prefix) + list(ids)) for prefix, ids in answers]
+        batch = {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)}
+        if any(prefix for prefix, _ in answers):
+            config = self.model.config
+            read = [torch.tensor([config.decoder_start_token_id, *prefix, *ids[:-1]]) for prefix, ids in answers]
+            batch["decoder_input_ids"] = pad_sequence(read, batch_first=True, padding_value=config.pad_token_id)
         return batch
 
     @torch.inference_mode()
@@ -240,6 +257,11 @@ class BiomedGPTBackbone(FrozenBackbone):
                 self._within_positions(max(map(len, ids)) + 1)
                 known[example.choices] = [[*row, self.tokenizer.eos_token_id] for row in ids]
         return [known[example.choices or ()] for example in examples]
+
+
+def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """What the decoder reads after its start token, for a source of bos, text and eos; see `Example.prompt_layout`."""
+    return {"none": (), "src": source[1:], "prev_output": source[1:-1]}[layout]
 
 
 def _without_wrapper(model: Any) -> BiomedGPTForConditionalGeneration:
