@@ -24,6 +24,12 @@ LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
+TRAINED_POSITIONS = 1024
+"""Tokens of a source or target that the published weights have positions for."""
+MAX_POSITIONS = 16_384
+"""Most that `backbone.max_positions` may ask for: attention over them costs memory by their square."""
+
+
 class Section(BaseModel):
     """What all sections share: no unknown keys, no change after reading, no infinite numbers."""
 
@@ -46,6 +52,13 @@ class BackboneSection(Section):
     )
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention backend; eager is the specification"
+    )
+    max_positions: int | None = Field(
+        None,
+        ge=8,
+        le=MAX_POSITIONS,
+        description=f"of sources and targets, beyond the {TRAINED_POSITIONS:,} of the published weights; "
+        "default: as many as the weights have",
     )
     image_size: int | None = Field(
         None,
@@ -94,7 +107,7 @@ class BeamDecoding(Section):
 
     method: Literal["beam"] = "beam"
     num_beams: int = Field(5, ge=1, le=64)
-    max_new_tokens: int = Field(64, ge=1, le=1024)
+    max_new_tokens: int = Field(64, ge=1, le=MAX_POSITIONS)
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = Field(0, ge=0, le=16)
 
@@ -103,7 +116,7 @@ class SampleDecoding(Section):
     """Open answers by sampling."""
 
     method: Literal["sample"] = "sample"
-    max_new_tokens: int = Field(64, ge=1, le=1024)
+    max_new_tokens: int = Field(64, ge=1, le=MAX_POSITIONS)
     temperature: float = Field(1.0, gt=0.0, le=10.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int = Field(0, ge=0)
@@ -261,8 +274,8 @@ class DataSection(Section):
     cop_base: Literal[0, 1] | None = Field(
         None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1"
     )
-    max_source_length: int = Field(256, ge=8, le=1024, description="tokens, special tokens included")
-    max_target_length: int = Field(64, ge=2, le=1024, description="tokens, end token included")
+    max_source_length: int = Field(256, ge=8, le=MAX_POSITIONS, description="tokens, special tokens included")
+    max_target_length: int = Field(64, ge=2, le=MAX_POSITIONS, description="tokens, end token included")
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
 
 
@@ -407,7 +420,21 @@ class Recipe(Section):
             raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
         if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
             raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
+        self._refuse_lengths_without_positions()
         return self
+
+    def _refuse_lengths_without_positions(self) -> None:
+        positions = self.backbone.max_positions or TRAINED_POSITIONS
+        lengths = {
+            "data.max_source_length": self.data.max_source_length,
+            "data.max_target_length": self.data.max_target_length,
+            "task.decoding.max_new_tokens": getattr(self.task.decoding, "max_new_tokens", 0),
+        }
+        for key, length in lengths.items():
+            if length > positions:
+                raise ValueError(
+                    f"{key}={length} needs backbone.max_positions={length}: there are positions for {positions}"
+                )
 
     def digest(self) -> str:
         """SHA-256 of the recipe's content, paths included, independent of key order and YAML style."""

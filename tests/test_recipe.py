@@ -320,10 +320,21 @@ def test_a_missing_section_and_more_problems_are_counted() -> None:
         (["data.dataset=pubmedqa"], "data.path=embedded exists for dataset medqa"),
         (["backbone.name=./dir"], "backbone.init=random needs a size name"),
         (["data.split.validation=0.6", "data.split.test=0.5"], "must leave something to train on"),
+        (["data.max_source_length=4096"], "data.max_source_length=4096 needs backbone.max_positions=4096"),
+        (["data.max_target_length=2000", "backbone.max_positions=1999"], "there are positions for 1999"),
+        (
+            ["task.decoding={method: sample, max_new_tokens: 1025}", "evaluation.controls=[]"],
+            "task.decoding.max_new_tokens=1025 needs backbone.max_positions=1025",
+        ),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal(MINIMAL, *overrides)
+
+
+def test_long_inputs_need_and_may_use_more_positions() -> None:
+    overrides = ["backbone.max_positions=4096", "data.max_source_length=4096", "data.max_target_length=1025"]
+    assert parse_recipe(MINIMAL, source="my.yaml", overrides=overrides).backbone.max_positions == 4096
 
 
 @pytest.mark.parametrize(

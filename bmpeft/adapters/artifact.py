@@ -190,6 +190,7 @@ def backbone_identity(backbone: FrozenBackbone, *, with_images: bool) -> Backbon
         ),
         dtype=str(backbone.dtype).removeprefix("torch."),
         attention=backbone.attention,
+        max_positions=backbone.max_positions,
     )
 
 

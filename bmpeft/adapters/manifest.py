@@ -60,6 +60,7 @@ class BackboneIdentity(_Part):
     images: ImagePreprocessing | None = Field(description="None where no training row had an image")
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights during training")
     attention: str = Field(description="attention backend during training")
+    max_positions: int | None = Field(None, description="of sources and targets, beyond those of the weights")
 
     @property
     def section(self) -> BackboneSection:
@@ -68,9 +69,10 @@ class BackboneIdentity(_Part):
             name=self.name,
             image_size=self.images.image_size if self.images else None,
             image_mean_std=self.images.image_mean_std if self.images else None,
+            max_positions=self.max_positions,
         )
         if self.init == "random" and self.name.startswith("biomedgpt-"):
-            return section.model_copy(update={"init": "random", "init_seed": self.init_seed or 0})
+            section = section.model_copy(update={"init": "random", "init_seed": self.init_seed or 0})
         return section
 
 

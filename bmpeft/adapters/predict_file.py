@@ -67,6 +67,8 @@ def predict_file(
     artifact = load_artifact(adapter)
     questions = read_questions(input_path, task=artifact.manifest.task.name)
     section = backbone or remembered_backbone(artifact)
+    if section.max_positions is None:
+        section = section.model_copy(update={"max_positions": artifact.manifest.backbone.max_positions})
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 

@@ -32,7 +32,7 @@ class EncodedExample:
         document_tokens_cut: tokens of the document that did not fit the limit.
         image: the image in front of the text.
         image_patches: positions that it takes in the encoder.
-        decoder_prefix: what the decoder reads between its start token and the answer; it carries no loss.
+        decoder_prefix: what the decoder reads between its start token and the answer; its tokens carry no loss.
     """
 
     input_ids: tuple[int, ...]
@@ -67,6 +67,7 @@ class FrozenBackbone(ABC):
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
         attention: the resolved attention backend ("eager", "sdpa").
         image_processor: what makes pixels of images; None where it reads no images.
+        max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
     """
 
@@ -90,6 +91,7 @@ class FrozenBackbone(ABC):
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
         self.attention = attention
         self.image_processor = image_processor
+        self.max_positions: int | None = None
         self.model.requires_grad_(False)
         self.model.eval()
 
@@ -110,6 +112,14 @@ class FrozenBackbone(ABC):
     @abstractmethod
     def longest_sum(self) -> int:
         """Products that the widest of these blocks' linear layers adds up for one value."""
+
+    @abstractmethod
+    def extend_positions(self, positions: int) -> None:
+        """Take longer sources and targets; the outputs for all others, and the fingerprint, stay as they are.
+
+        Raises:
+            BackboneError: the weights have more positions than that.
+        """
 
     @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:

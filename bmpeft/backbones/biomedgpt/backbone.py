@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbone
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
 from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForConditionalGeneration
-from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
+from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
@@ -25,8 +25,6 @@ from bmpeft.records import Example
 
 BACKBONE_FILE = "backbone.json"
 BACKBONE_SCHEMA_VERSION = 1
-# Logits of one decoder pass while scoring: 2^26 float32 are 256 MiB.
-MAX_LOGITS = 2**26
 
 
 class BiomedGPTBackbone(FrozenBackbone):
@@ -71,6 +69,14 @@ class BiomedGPTBackbone(FrozenBackbone):
         """See `FrozenBackbone.longest_sum`."""
         config = self.model.config
         return max(config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim)
+
+    def extend_positions(self, positions: int) -> None:
+        """See `FrozenBackbone.extend_positions` and `BiomedGPTForConditionalGeneration.extend_positions`."""
+        trained = self.model.config.max_position_embeddings
+        if positions < trained:
+            raise BackboneError(f"backbone.max_positions={positions}: {self.name} has {trained} already")
+        self.model.extend_positions(positions)
+        self.max_positions = positions if positions > trained else None
 
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
@@ -125,25 +131,14 @@ class BiomedGPTBackbone(FrozenBackbone):
     def score_candidates(
         self, model: Any, examples: Sequence[Example], *, max_source_length: int
     ) -> list[CandidateScores]:
-        """See `FrozenBackbone.score_candidates`; all choices of all examples form one decoder batch."""
+        """See `FrozenBackbone.score_candidates` and `bmpeft.backbones.biomedgpt.scoring`."""
         runner = _without_wrapper(model)
-        encoder_outputs = runner.encoder(**self._inputs(examples, max_source_length))
-        candidates = [self._candidate_ids(example) for example in examples]
-        owner = torch.tensor([row for row, ids in enumerate(candidates) for _ in ids])
-        flat = [torch.tensor(ids) for per_example in candidates for ids in per_example]
-        sums: list[float] = []
-        for rows in self._row_chunks([len(ids) for ids in flat]):
-            labels = pad_sequence(flat[rows], batch_first=True, padding_value=IGNORED_LABEL).to(self.device)
-            logits = runner(
-                encoder_outputs=_select_rows(encoder_outputs, owner[rows].to(self.device)),
-                decoder_input_ids=runner.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            ).logits
-            losses = torch.nn.functional.cross_entropy(  # [rows, T], zero where ignored
-                logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
-            )
-            sums.extend((-losses.double().sum(dim=1)).tolist())
-        return _regroup(sums, candidates)
+        candidates = self._candidate_ids(examples)
+        scores = score_answers(runner, runner.encoder(**self._inputs(examples, max_source_length)), candidates)
+        return [
+            CandidateScores(log_likelihoods=tuple(row), lengths=tuple(map(len, ids)))
+            for row, ids in zip(scores, candidates, strict=True)
+        ]
 
     @torch.inference_mode()
     def generate(
@@ -236,9 +231,12 @@ class BiomedGPTBackbone(FrozenBackbone):
         return (self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id), cut
 
     def _within_positions(self, length: int) -> int:
-        positions = self.model.config.max_position_embeddings
+        positions = self.model.max_text_positions
         if length > positions:
-            raise BmpeftError(f"{length} tokens asked for: {self.name} has positions for {positions}")
+            raise BmpeftError(
+                f"{length} tokens asked for: {self.name} has positions for {positions} "
+                "(backbone.max_positions adds some)"
+            )
         return length
 
     def _inputs(self, examples: Sequence[Example], max_source_length: int) -> dict[str, Tensor]:
@@ -248,22 +246,17 @@ class BiomedGPTBackbone(FrozenBackbone):
         ]
         return {name: tensor.to(self.device) for name, tensor in self.collate(encoded).items()}
 
-    def _candidate_ids(self, example: Example) -> list[list[int]]:
-        if not example.choices:
-            raise BmpeftError(f"record {example.record.id}: no choices to score")
-        ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
-        self._within_positions(max(map(len, ids)) + 1)
-        return [[*row, self.tokenizer.eos_token_id] for row in ids]
-
-    def _row_chunks(self, lengths: list[int]) -> Iterator[slice]:
-        """Consecutive rows whose logits stay below `MAX_LOGITS`."""
-        start, longest = 0, 0
-        for row, length in enumerate(lengths):
-            longest = max(longest, length)
-            if row > start and (row - start + 1) * longest * self.model.config.vocab_size > MAX_LOGITS:
-                yield slice(start, row)
-                start, longest = row, length
-        yield slice(start, len(lengths))
+    def _candidate_ids(self, examples: Sequence[Example]) -> list[list[list[int]]]:
+        """Token ids of every choice of every example; choices that examples have in common are tokenized once."""
+        known: dict[tuple[str, ...], list[list[int]]] = {}
+        for example in examples:
+            if not example.choices:
+                raise BmpeftError(f"record {example.record.id}: no choices to score")
+            if example.choices not in known:
+                ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
+                self._within_positions(max(map(len, ids)) + 1)
+                known[example.choices] = [[*row, self.tokenizer.eos_token_id] for row in ids]
+        return [known[example.choices or ()] for example in examples]
 
 
 def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:
@@ -274,24 +267,3 @@ def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:
 def _without_wrapper(model: Any) -> BiomedGPTForConditionalGeneration:
     """The BiomedGPT inside a peft wrapper; its layers carry the active adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _select_rows(outputs: BiomedGPTEncoderOutput, rows: Tensor) -> BiomedGPTEncoderOutput:
-    assert outputs.last_hidden_state is not None
-    assert outputs.attention_mask is not None
-    return BiomedGPTEncoderOutput(
-        last_hidden_state=outputs.last_hidden_state[rows],
-        attention_mask=outputs.attention_mask[rows],
-        image_grid=outputs.image_grid,
-    )
-
-
-def _regroup(sums: list[float], candidates: list[list[list[int]]]) -> list[CandidateScores]:
-    values = iter(sums)
-    return [
-        CandidateScores(
-            log_likelihoods=tuple(next(values) for _ in per_example),
-            lengths=tuple(len(ids) for ids in per_example),
-        )
-        for per_example in candidates
-    ]

@@ -69,7 +69,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
             return_dict: accepted because transformers passes it; the output is always an object.
 
         Raises:
-            ValueError: the text is longer than `max_position_embeddings`, or the image than the grid.
+            ValueError: the text has more tokens than there are positions, or the image than the grid.
         """
         if output_attentions:
             raise ValueError("output_attentions: the attention backends do not keep probabilities")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 
@@ -43,6 +44,11 @@ class BiomedGPTCache(EncoderDecoderCache):
         self.is_updated = cache.is_updated
         self.self_key_factor: Tensor | None = None
         self.cross_key_factor: Tensor | None = None
+
+    def forget_tokens(self) -> None:
+        """Forget the decoder's own positions and keep the encoder's keys, values and factors."""
+        self.self_attention_cache = DynamicCache()
+        self.self_key_factor = None
 
     def reset(self) -> None:
         """Forget everything."""
