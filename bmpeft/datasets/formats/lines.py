@@ -17,8 +17,8 @@ LONGEST_LINE = 64 * 2**20
 LARGEST_DECOMPRESSED = 8 * 2**30
 
 
-def numbered_lines(path: Path, info: DatasetInfo) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers from 1, without a byte order mark, with their line ends.
+def numbered_lines(path: Path, info: DatasetInfo, *, keep_mark: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers from 1 and their line ends; without a byte order mark unless asked for.
 
     Raises:
         DataError: no such file, an empty one, broken gzip, a line or a decompressed file beyond the limits.
@@ -29,12 +29,18 @@ def numbered_lines(path: Path, info: DatasetInfo) -> Iterator[tuple[int, bytes]]
             number, total = number + 1, total + len(line)
             if total > LARGEST_DECOMPRESSED and isinstance(file, gzip.GzipFile):
                 raise DataError(path, f"holds more than {LARGEST_DECOMPRESSED >> 30} GiB when decompressed")
-            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            yield number, line if number > 1 or keep_mark else line.removeprefix(BYTE_ORDER_MARK)
 
 
 def whole_file(path: Path, info: DatasetInfo) -> bytes:
     """The content of a file, without a byte order mark. Raises DataError as `numbered_lines` does."""
     return b"".join(line for _, line in numbered_lines(path, info))
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file that can be read is gzip, by its content."""
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
 
 
 def first_byte(path: Path, info: DatasetInfo) -> bytes:
