@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bmpeft.datasets.base import ANY_TASK, DatasetInfo, LoadedDataset, assemble, missing
 from bmpeft.datasets.formats.json_rows import read_rows
 from bmpeft.datasets.formats.sheets import read_sheet
-from bmpeft.datasets.formats.tables import read_table, read_tabbed
-from bmpeft.datasets.rows import Identities, Row
+from bmpeft.datasets.formats.tables import read_tabbed, read_table
+from bmpeft.datasets.rows import Identities, Row, json_type
 from bmpeft.datasets.splits import SPLIT_NAMES, describe, divide
 from bmpeft.errors import DataError, UsageError, did_you_mean
 
@@ -64,9 +64,9 @@ class Reading:
         if len(self._bad) > self.data.skip_bad_rows:
             raise self._bad[0]
 
-    def leave_out(self, what: str) -> None:
+    def leave_out(self, what: str, count: int = 1) -> None:
         """Count a row that is well-formed but holds nothing for this task, such as "reports without findings"."""
-        self._left_out[what] += 1
+        self._left_out[what] += count
 
     # Rows
 
@@ -162,12 +162,17 @@ class Reading:
         make: Callable[[str, Row], Record | None],
     ) -> Splits:
         """The records of each split's file. Raises DataError for a file without any."""
-        splits: Splits = {}
-        for split, path in files.items():
-            splits[split] = self.records(rows_of(path), partial(make, split))
-            if not splits[split]:
-                raise DataError(path, "holds no rows")
+        splits = {split: self.records(rows_of(path), partial(make, split)) for split, path in files.items()}
+        for split, records in splits.items():
+            if not records:
+                raise DataError(files[split], "holds no rows")
         return splits
+
+    def own_image(self, row: Row, value: Any) -> ImageReference:
+        """The image of a row of the user's own file: a path from the file's directory, or from `data.images`."""
+        if not isinstance(value, str):
+            raise row.error(f"the image must be a path, not {json_type(value)}")
+        return self.image(row, self.image_directory(row.path.parent), value.strip(), anywhere=True)
 
     # The dataset
 

@@ -20,6 +20,10 @@ from bmpeft.datasets import (
     meqsum,
     mmlu,
     mts_dialog,
+    own_csv,
+    own_hf,
+    own_images,
+    own_jsonl,
     pubmedqa,
     vqa_rad,
 )
@@ -48,6 +52,10 @@ _READERS: dict[str, Reader] = {
     "mts_dialog": mts_dialog,
     "pubmedqa": pubmedqa,
     "vqa_rad": vqa_rad,
+    "csv": own_csv,
+    "hf": own_hf,
+    "image_folder": own_images,
+    "jsonl": own_jsonl,
 }
 
 

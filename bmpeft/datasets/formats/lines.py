@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from bmpeft.datasets.base import DatasetInfo, missing
 from bmpeft.errors import DataError
@@ -24,10 +24,11 @@ def numbered_lines(path: Path, info: DatasetInfo, *, keep_mark: bool = False) ->
         DataError: no such file, an empty one, broken gzip, a line or a decompressed file beyond the limits.
     """
     number = total = 0
-    with _opened(path, info) as file:
+    file, compressed = _opened(path, info)
+    with file:
         while line := _read(path, file, number + 1):
             number, total = number + 1, total + len(line)
-            if total > LARGEST_DECOMPRESSED and isinstance(file, gzip.GzipFile):
+            if compressed and total > LARGEST_DECOMPRESSED:
                 raise DataError(path, f"holds more than {LARGEST_DECOMPRESSED >> 30} GiB when decompressed")
             yield number, line if number > 1 or keep_mark else line.removeprefix(BYTE_ORDER_MARK)
 
@@ -55,21 +56,18 @@ def first_byte(path: Path, info: DatasetInfo) -> bytes:
     raise DataError(path, "the file is empty")
 
 
-def _opened(path: Path, info: DatasetInfo) -> IO[bytes]:
+def _opened(path: Path, info: DatasetInfo) -> tuple[io.BufferedIOBase, bool]:
+    """The file, and whether it is decompressed on the way."""
     if not path.exists():
         raise missing(path, info)
     try:
-        file = path.open("rb")
-        if file.read(2) == _GZIP:
-            file.close()
-            return gzip.open(path, "rb")
-        file.seek(0)
+        compressed = is_compressed(path)
+        return (gzip.open(path, "rb") if compressed else path.open("rb")), compressed
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from None
-    return file
 
 
-def _read(path: Path, file: IO[bytes], number: int) -> bytes:
+def _read(path: Path, file: io.BufferedIOBase, number: int) -> bytes:
     try:
         line = file.readline(LONGEST_LINE + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile):
