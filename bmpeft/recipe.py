@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bmpeft.errors import RecipeError, UsageError, did_you_mean
+from bmpeft.recipe_controls import ControlName, control_problem
 from bmpeft.recipe_file import check_content, read_content
 
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
@@ -226,9 +227,6 @@ class TrainingSection(Section):
         return self
 
 
-ControlName = Literal["majority", "options_only", "frozen_backbone"]
-
-
 class EvaluationSection(Section):
     """What is measured after training and against which controls."""
 
@@ -239,7 +237,9 @@ class EvaluationSection(Section):
         None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card"
     )
     batch_size: int = Field(32, ge=1)
-    controls: tuple[ControlName, ...] = ("majority", "options_only", "frozen_backbone")
+    controls: tuple[ControlName, ...] | None = Field(
+        None, description="what the model is compared with; default: every control that fits task, decoding and rows"
+    )
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
 
 
@@ -272,8 +272,10 @@ class Recipe(Section):
         closed = self.task.decoding.method == "candidates"
         if self.training.select_by == "accuracy" and not closed:
             raise ValueError("training.select_by=accuracy needs task.decoding.method=candidates")
-        if not closed and "options_only" in self.evaluation.controls:
-            raise ValueError("evaluation.controls: options_only needs task.decoding.method=candidates")
+        for control in self.evaluation.controls or ():
+            problem = control_problem(control, task=self.task.name, method=self.task.decoding.method)
+            if problem is not None:
+                raise ValueError(f"evaluation.controls: {problem}")
         if self.data.dataset == "medmcqa" and self.data.cop_base is None:
             raise ValueError("data.cop_base: medmcqa needs 0 (the hub's copy) or 1 (the original files)")
         if self.data.dataset != "medmcqa" and self.data.cop_base is not None:
