@@ -22,6 +22,8 @@ MINIMAL: dict[str, Any] = {
     "output": {"name": "test"},
 }
 
+METHODS = "'candidates', 'beam', 'sample', 'mixed'"
+
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
@@ -265,10 +267,13 @@ def test_the_digest_depends_on_every_value() -> None:
             "did you mean 'cosine'?",
         ),
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
-        ("task.decoding.num_beams=3", "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample'"),
+        (
+            "task.decoding.num_beams=3",
+            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'mixed'",
+        ),
         (
             "task.decoding.method=baem",
-            "my.yaml: task.decoding.method: 'baem' is not one of 'candidates', 'beam', 'sample'; did you mean 'beam'?",
+            f"my.yaml: task.decoding.method: 'baem' is not one of {METHODS}; did you mean 'beam'?",
         ),
         (
             "task.decoding={method: beam, num_beam: 3}",

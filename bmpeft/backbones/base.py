@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 class EncodedExample:
     """One example as token ids. `labels` ends with the end token and is None where there is no target.
 
-    `document_tokens_cut` counts the tokens of the document that did not fit the limit.
+    `document_tokens_cut` counts the tokens of the document that did not fit the limit. `decoder_prefix` is what
+    the decoder reads between its start token and the answer; its tokens carry no loss.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...] | None
     document_tokens_cut: int = 0
+    decoder_prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class FrozenBackbone(ABC):
         """Pad examples to one batch.
 
         Returns:
-            `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored).
+            `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored);
+            where any decoder reads a prefix, `decoder_input_ids` [B, T] too.
         """
 
     @abstractmethod

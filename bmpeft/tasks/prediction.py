@@ -11,7 +11,9 @@ from bmpeft.records import Example, Prediction
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import CandidateScores, FrozenBackbone
-    from bmpeft.recipe import CandidatesDecoding, Decoding
+    from bmpeft.recipe import BeamDecoding, CandidatesDecoding, Decoding, SampleDecoding
+
+    SingleDecoding = CandidatesDecoding | BeamDecoding | SampleDecoding
 
 
 def predict_examples(
@@ -40,23 +42,43 @@ def predict_examples(
         raise ValueError("predict_examples needs a model in evaluation mode: call model.eval()")
     predictions: dict[int, Prediction] = {}
     with torch.inference_mode():
-        for indices in _batches(examples, batch_size):
-            batch = [examples[i] for i in indices]
-            if decoding.method == "candidates":
-                scores = backbone.score_candidates(model, batch, max_source_length=max_source_length)
-                made = [_closed(e, s, decoding, adapter) for e, s in zip(batch, scores, strict=True)]
-            else:
-                texts = backbone.generate(model, batch, decoding, max_source_length=max_source_length)
-                made = [Prediction(e.record.id, t.strip(), adapter=adapter) for e, t in zip(batch, texts, strict=True)]
-            predictions.update(zip(indices, made, strict=True))
-            if on_progress is not None:
-                on_progress(len(batch))
+        for part, rows in _by_decoding(examples, decoding):
+            for indices in _batches(examples, rows, batch_size):
+                batch = [examples[i] for i in indices]
+                made = _predicted(backbone, model, batch, part, max_source_length, adapter)
+                predictions.update(zip(indices, made, strict=True))
+                if on_progress is not None:
+                    on_progress(len(batch))
     return [predictions[i] for i in range(len(examples))]
 
 
-def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+def _predicted(
+    backbone: FrozenBackbone,
+    model: Any,
+    batch: Sequence[Example],
+    decoding: SingleDecoding,
+    max_source_length: int,
+    adapter: str | None,
+) -> list[Prediction]:
+    if decoding.method == "candidates":
+        scores = backbone.score_candidates(model, batch, max_source_length=max_source_length)
+        return [_closed(e, s, decoding, adapter) for e, s in zip(batch, scores, strict=True)]
+    texts = backbone.generate(model, batch, decoding, max_source_length=max_source_length)
+    return [Prediction(e.record.id, t.strip(), adapter=adapter) for e, t in zip(batch, texts, strict=True)]
+
+
+def _by_decoding(examples: Sequence[Example], decoding: Decoding) -> Iterator[tuple[SingleDecoding, list[int]]]:
+    """The indices of the examples that one way of decoding is for; mixed decoding is two ways."""
+    if decoding.method != "mixed":
+        yield decoding, list(range(len(examples)))
+        return
+    yield decoding.closed, [i for i, example in enumerate(examples) if example.choices]
+    yield decoding.open, [i for i, example in enumerate(examples) if not example.choices]
+
+
+def _batches(examples: Sequence[Example], rows: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Indices of examples of similar length, the longest first: what does not fit the memory fails at once."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source), reverse=True)
+    order = sorted(rows, key=lambda i: len(examples[i].source), reverse=True)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
@@ -69,11 +91,11 @@ def _closed(example: Example, scores: CandidateScores, decoding: CandidatesDecod
             "precision are at fault (try backbone.dtype=float32)"
         )
     deciding = sums if decoding.normalization == "sum" else [s / n for s, n in zip(sums, lengths, strict=True)]
-    choices = example.choices or ()
-    choice = max(range(len(choices)), key=deciding.__getitem__)  # the first of equals
+    choice = max(range(len(deciding)), key=deciding.__getitem__)  # the first of equals
+    names = example.record.choices or example.choices or ()  # a label's name, not the word that was scored for it
     return Prediction(
         id=example.record.id,
-        text=choices[choice].strip(),
+        text=names[choice].strip(),
         choice=choice,
         choice_scores=sums,
         choice_lengths=lengths,

@@ -77,8 +77,8 @@ class EncodedDataset(Dataset[EncodedExample]):
         return len(self.examples)
 
     def lengths(self) -> list[int]:
-        """Tokens of each row, source and target."""
-        return [len(example.input_ids) + len(example.labels or ()) for example in self.examples]
+        """Tokens of each row: source, decoder prefix and target."""
+        return [len(row.input_ids) + len(row.decoder_prefix) + len(row.labels or ()) for row in self.examples]
 
 
 class EpochLoader(DataLoader[EncodedExample]):

@@ -46,7 +46,7 @@ class InspectedRow:
         id: of the record; of a pretraining mixture, the row's number.
         source: what the encoder reads.
         source_tokens: its length. None of these tokens carries loss.
-        target: what the decoder is to write.
+        target: what the decoder is to write, behind the prefix that it reads (see `task.prompt_layout`).
         target_tokens: the same, token by token.
         options: the closed answers as the model would write them; None for open ones.
         label: index of the right one among `options`, from 0.
@@ -207,7 +207,7 @@ def _shown_rows(backbone: FrozenBackbone, split: _Split, count: int) -> tuple[In
     rows = []
     for (identity, example, row), (input_ids, mask, labels) in zip(named, tensors, strict=True):
         source = input_ids[mask.bool()].tolist()
-        target = _target_tokens(backbone, row.labels or (), labels.tolist())
+        target = _target_tokens(backbone, (*row.decoder_prefix, *(row.labels or ())), labels.tolist())
         rows.append(
             InspectedRow(
                 id=identity,

@@ -69,25 +69,41 @@ class BiomedGPTBackbone(FrozenBackbone):
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
         ids, cut = self._source(example, max_source_length)
-        labels = None
+        prefix, labels = decoder_prefix(ids, example.prompt_layout), None
         if example.target is not None:
             labels = tuple(target_ids(self.tokenizer, example, self._within_positions(max_target_length)))
             if max(labels) >= self.model.config.code_token_start:
                 raise BmpeftError(
                     f"record {example.record.id}: image-code and location targets are not supported by this backbone"
                 )
-        return EncodedExample(input_ids=ids, labels=labels, document_tokens_cut=cut)
+            self._within_positions(len(prefix) + len(labels))
+        return EncodedExample(input_ids=ids, labels=labels, document_tokens_cut=cut, decoder_prefix=prefix)
 
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` [B, L], and `labels` [B, T] where every example has them."""
+        """See `FrozenBackbone.collate`."""
         rows = [torch.tensor(example.input_ids) for example in examples]
         batch = {
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.model.config.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
-        labels = [torch.tensor(example.labels) for example in examples if example.labels is not None]
-        if len(labels) == len(examples):
-            batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+        answers = [(example.decoder_prefix, example.labels) for example in examples if example.labels is not None]
+        if len(answers) == len(examples):
+            batch |= self.decoder_batch(answers)
+        return batch
+
+    def decoder_batch(self, answers: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> dict[str, Tensor]:
+        """What the decoder reads and is to write, for pairs of a prefix and labels.
+
+        Returns:
+            `labels` [B, T], ignored over a prefix and the padding; where there are prefixes `decoder_input_ids`
+            [B, T], which without them are the labels behind the start token, as the model makes them.
+        """
+        labels = [torch.tensor([IGNORED_LABEL] * len(prefix) + list(ids)) for prefix, ids in answers]
+        batch = {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)}
+        if any(prefix for prefix, _ in answers):
+            config = self.model.config
+            read = [torch.tensor([config.decoder_start_token_id, *prefix, *ids[:-1]]) for prefix, ids in answers]
+            batch["decoder_input_ids"] = pad_sequence(read, batch_first=True, padding_value=config.pad_token_id)
         return batch
 
     @torch.inference_mode()
@@ -218,6 +234,11 @@ class BiomedGPTBackbone(FrozenBackbone):
                 yield slice(start, row)
                 start, longest = row, length
         yield slice(start, len(lengths))
+
+
+def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """What the decoder reads after its start token, for a source of bos, text and eos; see `Example.prompt_layout`."""
+    return {"none": (), "src": source[1:], "prev_output": source[1:-1]}[layout]
 
 
 def _without_wrapper(model: Any) -> BiomedGPTForConditionalGeneration:
