@@ -214,15 +214,15 @@ def _share(trained_on: TrainedOn) -> str:
 def to_markdown(card: ScoreCard) -> str:
     """The card as Markdown; the first line holds the remarks."""
     lines = [f"**Remarks:** {'; '.join(card.remarks) or 'none'}", ""]
-    lines += ["| " + " | ".join(_HEADINGS) + " |", "|---|---|---|---|---:|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(card)]
-    parts = _part_rows(card)
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|---:|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in card_rows(card)]
+    parts = part_rows(card)
     if parts:
-        lines += ["", "| " + " | ".join(_PART_HEADINGS) + " |", "|---|---|---|---|---:|"]
+        lines += ["", "| " + " | ".join(PART_HEADINGS) + " |", "|---|---|---|---|---:|"]
         lines += ["| " + " | ".join(row) + " |" for row in parts]
     for result in card.results:
         lines += _confusion_lines(result)
-    lines += ["", *(f"- {name}: {value}" for name, value in _notes(card))]
+    lines += ["", *(f"- {name}: {value}" for name, value in card_notes(card))]
     return "\n".join(lines) + "\n"
 
 
@@ -232,27 +232,29 @@ def rich_table(card: ScoreCard) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*_HEADINGS, box=None, pad_edge=False, header_style="bold")
-    for row in _rows(card):
+    table = Table(*HEADINGS, box=None, pad_edge=False, header_style="bold")
+    for row in card_rows(card):
         table.add_row(*map(Text, row))
     tables = [table]
-    if parts := _part_rows(card):
-        tables.append(Table(*_PART_HEADINGS, box=None, pad_edge=False, header_style="bold"))
+    if parts := part_rows(card):
+        tables.append(Table(*PART_HEADINGS, box=None, pad_edge=False, header_style="bold"))
         for part in parts:
             tables[-1].add_row(*map(Text, part))
     remarks = Text("; ".join(card.remarks) or "no remarks", style="bold yellow" if card.remarks else "green")
-    notes = Text("\n".join(f"{name}: {value}" for name, value in _notes(card)), style="dim")
+    notes = Text("\n".join(f"{name}: {value}" for name, value in card_notes(card)), style="dim")
     return Group(remarks, *tables, notes)
 
 
-_HEADINGS = ("split", "who", "metric", "value [95 %]", "n", "model minus control [95 %]")
+HEADINGS = ("split", "who", "metric", "value [95 %]", "n", "model minus control [95 %]")
 
 
-_PART_HEADINGS = ("split", "rows", "metric", "value [95 %]", "n")
+PART_HEADINGS = ("split", "rows", "metric", "value [95 %]", "n")
 _MOST_LABELS_SHOWN = 12
 
 
-class _TableRow(NamedTuple):
+class TableRow(NamedTuple):
+    """One line of a card's table; columns as in `HEADINGS`."""
+
     split: str
     who: str
     metric: str
@@ -261,7 +263,7 @@ class _TableRow(NamedTuple):
     difference: str
 
 
-def _rows(card: ScoreCard) -> list[_TableRow]:
+def card_rows(card: ScoreCard) -> list[TableRow]:
     """The model's metrics and then each control's, split by split; only new split and system names are written."""
     rows = []
     for result in card.results:
@@ -274,7 +276,7 @@ def _rows(card: ScoreCard) -> list[_TableRow]:
             for i, metric in enumerate(metrics):
                 first = who == model and i == 0
                 rows.append(
-                    _TableRow(
+                    TableRow(
                         result.split if first else "",
                         who if i == 0 else "",
                         metric.name,
@@ -286,7 +288,8 @@ def _rows(card: ScoreCard) -> list[_TableRow]:
     return rows
 
 
-def _part_rows(card: ScoreCard) -> list[tuple[str, str, str, str, str]]:
+def part_rows(card: ScoreCard) -> list[tuple[str, str, str, str, str]]:
+    """The deciding metric on parts of the rows, split by split; columns as in `PART_HEADINGS`."""
     return [
         (result.split, f"{part.by} {part.name}", part.metric.name, _interval(part.metric), f"{part.metric.n:,}")
         for result in card.results
@@ -307,7 +310,8 @@ def _confusion_lines(result: SplitResult) -> list[str]:
     return ["", heading, "|---|" + "---:|" * len(labels), *rows]
 
 
-def _notes(card: ScoreCard) -> list[tuple[str, str]]:
+def card_notes(card: ScoreCard) -> list[tuple[str, str]]:
+    """What the figures were made with: name and text of each note."""
     backbone, trained_on = card.backbone, card.trained_on
     random = f", random weights (seed {backbone.init_seed})" if backbone.init == "random" else ""
     notes = [

@@ -25,7 +25,8 @@ from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
-from bmpeft.evaluation.run import evaluate, trained_on
+from bmpeft.evaluation.kept import RunStore, kept_directory
+from bmpeft.evaluation.run import answers_identity, check_evaluation, evaluate, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
@@ -93,6 +94,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     train_records, validation_records = _training_records(recipe, dataset)
     backbone = load_frozen_backbone(recipe.backbone)
     task = make_task(recipe.task, recipe.data.dataset)
+    check_evaluation(task, dataset, recipe.evaluation, train_records)
     origin = _origin(dataset, train_records, validation_records)
     _announce(backbone, origin, progress)
 
@@ -128,7 +130,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         overwrite=recipe.output.overwrite,
     )
     progress.line(f"adapter written to {artifact.directory}")
-    card = _evaluate(recipe, backbone, model, task, dataset, artifact, progress)
+    card = _evaluate(recipe, backbone, model, task, dataset, train_records, artifact, progress)
     update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return TrainOutcome(
         directory=artifact.directory,
@@ -349,6 +351,7 @@ def _evaluate(
     model: PeftModel,
     task: Task,
     dataset: LoadedDataset,
+    train_records: tuple[Record, ...],
     artifact: Artifact,
     progress: Progress,
 ) -> ScoreCard:
@@ -366,4 +369,6 @@ def _evaluate(
             trained_on=trained_on(artifact.manifest.data),
             without_adapter=model.disable_adapter,
             progress=progress,
+            train_records=train_records,
+            store=RunStore(kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone)),
         )

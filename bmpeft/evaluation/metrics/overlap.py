@@ -41,7 +41,7 @@ def rouge_rows(records: Sequence[Record], predictions: Sequence[Prediction]) -> 
 
 def bleu_statistics(records: Sequence[Record], predictions: Sequence[Prediction]) -> Values:
     """What BLEU adds up over rows: n-grams in common and in all by order, lengths given and accepted. [n, 10]"""
-    from sacrebleu.metrics import BLEU as SacreBleu
+    from sacrebleu.metrics.bleu import BLEU as SacreBleu
 
     scorer = SacreBleu(effective_order=True)  # only silences a remark on single sentences; the counts are the same
     rows = []
@@ -53,7 +53,7 @@ def bleu_statistics(records: Sequence[Record], predictions: Sequence[Prediction]
 
 def bleu(statistics: Values) -> Statistic:
     """Corpus BLEU of `bleu_statistics`."""
-    from sacrebleu.metrics import BLEU as SacreBleu
+    from sacrebleu.metrics.bleu import BLEU as SacreBleu
 
     @functools.cache
     def of_sums(sums: tuple[int, ...]) -> float:
