@@ -58,6 +58,7 @@ def read(reading: Reading) -> LoadedDataset:
 def _question(reading: Reading, labels: Labels, split: str, row: Row) -> Record:
     answers = _answers(row)
     choices, label = yes_or_no(answers[0])
+    objects = row.optional("objects")
     return Record(
         id=reading.identity(row, f"{split}-{row.text('question_id')}", ""),
         task=reading.task,
@@ -69,7 +70,10 @@ def _question(reading: Reading, labels: Labels, split: str, row: Row) -> Record:
         answers=answers,
         label=label,
         licence=_licence(reading),
-        meta={"answer_type": "open" if choices is None else "closed"},
+        meta={
+            "answer_type": "open" if choices is None else "closed",
+            **({"objects": " ".join(objects.split("&&"))} if objects else {}),
+        },
     )
 
 

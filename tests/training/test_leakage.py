@@ -31,7 +31,7 @@ def test_a_leak_is_refused_before_anything_is_loaded(leaking: Path) -> None:
     with pytest.raises(UsageError) as caught:
         train(recipe, recipe_name="small", progress=QUIET)
     message = str(caught.value)
-    assert message.startswith("medqa: evaluation rows leak into training (test: 2 of 6 rows share a group")
+    assert message.startswith("medqa: evaluation rows leak into training (test: 2 of 6 rows share their group")
     assert "test: 2 of 6 rows are in the training rows word for word" in message
     assert message.endswith("or add data.accept_leakage=true, which the score card will say")
     assert not (leaking / "runs").exists()
@@ -48,7 +48,7 @@ def test_an_accepted_leak_is_on_the_card_in_the_artifact_and_in_a_later_evaluati
     ]
     said = "leakage accepted: test: 2 of 6 rows are in the training rows word for word"
     assert said in outcome.score_card.remarks
-    assert "overlap with training rows: test: 2 of 6 rows share a group" in capsys.readouterr().err
+    assert "overlap with training rows: test: 2 of 6 rows share their group" in capsys.readouterr().err
     assert load_artifact(outcome.directory).manifest.data.leakage == outcome.leakage
     data = f"data.path={leaking / 'questions'}"
     backbone = f"backbone.name={leaking / 'tiny-backbone'}"
