@@ -1,7 +1,7 @@
 """BiomedGPT's own tables for fine-tuning: no header, cells apart by tabs, images as base64.
 
-The recipe's task decides what the columns are. Paths: one file, or a directory with train, val and test .tsv files. Images stay in the file; a record knows
-where its image begins.
+The recipe's task decides what the columns are. A path is one file, or a directory with train, val and test
+.tsv files. Images stay in the file; a record knows where its image begins.
 
 VQA tables do not say which questions are closed: those whose answer is yes or no count as such. Where several
 answers are given, the most certain comes first.

@@ -12,7 +12,6 @@ from pathlib import Path
 from bmpeft.datasets.base import DatasetInfo, LoadedDataset
 from bmpeft.datasets.reading import ALL, Reading
 from bmpeft.datasets.rows import Row
-from bmpeft.errors import DataError
 from bmpeft.records import Record
 
 INFO = DatasetInfo(
@@ -37,8 +36,6 @@ def read(reading: Reading) -> LoadedDataset:
         rows = reading.json_rows(path)
     images = reading.image_directory(path.parent, "images")
     records = reading.records(rows, partial(_record, reading, images))
-    if not records:
-        raise DataError(path, "holds no notes")
     return reading.finish({ALL: records})
 
 

@@ -14,7 +14,6 @@ from bmpeft.datasets.base import DatasetInfo, LoadedDataset
 from bmpeft.datasets.labels import YES_NO, published_names
 from bmpeft.datasets.reading import ALL, Reading
 from bmpeft.datasets.rows import Row
-from bmpeft.errors import DataError
 from bmpeft.records import Record
 
 INFO = DatasetInfo(
@@ -41,8 +40,6 @@ def read(reading: Reading) -> LoadedDataset:
     images = reading.image_directory(path.parent, "png", "images")
     rows = reading.table_rows(reading.exists(path), columns=COLUMNS)
     records = reading.records(rows, partial(_record, reading, names, images))
-    if not records:
-        raise DataError(path, "holds no rows")
     return reading.finish({ALL: records})
 
 

@@ -45,8 +45,6 @@ def read(reading: Reading) -> LoadedDataset:
         records = reading.records(_views(reading, rows), partial(_caption, reading, images))
     else:
         records = reading.records(rows, partial(_summary, reading))
-    if not records:
-        raise DataError(path, "holds no report with findings and impression")
     return reading.finish({ALL: records})
 
 

@@ -36,8 +36,6 @@ def read(reading: Reading) -> LoadedDataset:
     path = reading.exists(reading.path)
     rows = _documents(reading, path) if path.is_dir() else reading.json_rows(path)
     records = reading.records(rows, partial(_record, reading))
-    if not records:
-        raise DataError(path, "holds no answered question")
     return reading.finish({ALL: records})
 
 

@@ -54,9 +54,6 @@ def read_own(reading: Reading, sources: Mapping[str, Iterable[Row]], image_of: M
     if reading.data.fields is not None and "split" in reading.data.fields and ALL not in sources:
         raise UsageError("data.fields: the files' names say the splits already; leave out split")
     splits = {split: reading.records(rows, partial(fields.record, split)) for split, rows in sources.items()}
-    for split, records in splits.items():
-        if not records:
-            raise DataError(reading.path, "holds no rows" if split == ALL else f"the {split} split holds no rows")
     fields.check_columns()
     if fields.states_splits:
         splits = _by_stated_split(reading.path, splits[ALL])

@@ -155,6 +155,12 @@ class Reading:
                 made += [] if record is None else [record]
         return tuple(made)
 
+    def some(self, records: tuple[Record, ...], path: Path, what: str = "the file") -> tuple[Record, ...]:
+        """The records. Raises DataError if there are none: the first bad row's where that is the reason."""
+        if records:
+            return records
+        raise self._bad[0] if self._bad else DataError(path, f"{what} holds no rows")
+
     def by_file(
         self,
         files: Mapping[str, Path],
@@ -162,11 +168,9 @@ class Reading:
         make: Callable[[str, Row], Record | None],
     ) -> Splits:
         """The records of each split's file. Raises DataError for a file without any."""
-        splits = {split: self.records(rows_of(path), partial(make, split)) for split, path in files.items()}
-        for split, records in splits.items():
-            if not records:
-                raise DataError(files[split], "holds no rows")
-        return splits
+        return {
+            split: self.some(self.records(rows_of(path), partial(make, split)), path) for split, path in files.items()
+        }
 
     def own_image(self, row: Row, value: Any) -> ImageReference:
         """The image of a row of the user's own file: a path from the file's directory, or from `data.images`."""
@@ -177,7 +181,13 @@ class Reading:
     # The dataset
 
     def finish(self, splits: Splits, method: str = "official") -> LoadedDataset:
-        """Divide what is not divided yet, or all anew if the recipe says so, and assemble the dataset."""
+        """Divide what is not divided yet, or all anew if the recipe says so, and assemble the dataset.
+
+        Raises:
+            DataError: a split has no rows.
+        """
+        for name, records in splits.items():
+            self.some(records, self.path, "the file" if name == ALL else f"the {name} split")
         section, group = self.data.split, self.info.group
         hidden = {name: records for name, records in splits.items() if name == HIDDEN_TEST}
         shares = {"validation": section.validation}
@@ -250,7 +260,9 @@ def find_split_files(
 
 def _checked_task(info: DatasetInfo, task: str | None) -> str:
     if task is None and info.task == ANY_TASK:
-        raise UsageError(f"{info.name} can be read for several tasks; say which by task.name: {', '.join(info.tasks)}")
+        raise UsageError(
+            f"{info.name} can be read for several tasks; say which by task.name or --task: {', '.join(info.tasks)}"
+        )
     if task is not None and task not in info.tasks:
         raise UsageError(f"task.name: {info.name} is for {' or '.join(info.tasks)}, not for {task}")
     return info.tasks[0] if task is None else task
