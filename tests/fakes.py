@@ -68,6 +68,9 @@ class FakeBackbone(FrozenBackbone):
     def longest_sum(self) -> int:
         raise NotImplementedError
 
+    def extend_positions(self, positions: int) -> None:
+        raise NotImplementedError
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         cut = max(0, len(example.source.split()) - max_source_length)
         return EncodedExample((0,) * min(len(example.source.split()), max_source_length), None, cut)

@@ -209,6 +209,7 @@ class _Seen:
     def hits(self, rows: Sequence[Record], pictures: _Pictures) -> dict[OverlapKind, list[bool]]:
         """For each kind, which of the rows have it."""
         verbatim = [_has_text(record) and _input(record, pictures) in self.inputs for record in rows]
+        others = ["" if whole else _document(record) for record, whole in zip(rows, verbatim, strict=True)]
         asked = [bool(record.question) and normalize_words(record.question or "") in self.questions for record in rows]
         return {
             "group": [record.group in self.groups for record in rows],
@@ -216,10 +217,7 @@ class _Seen:
             "row": verbatim,
             "similar": pictures.similar(rows, self.digests),
             "question": [same and not whole for same, whole in zip(asked, verbatim, strict=True)],
-            "document": _documents_seen(
-                ["" if whole else _document(record) for record, whole in zip(rows, verbatim, strict=True)],
-                self.documents,
-            ),
+            "document": _documents_seen(others, self.documents),
         }
 
 

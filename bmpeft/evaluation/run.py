@@ -106,7 +106,7 @@ def evaluate(
         backbone=BackboneStamp.of(backbone),
         adapter=adapter,
         trained_on=trained_on,
-        leakage=leakage.of(splits) if leakage is not None else None,
+        leakage=None if leakage is None else leakage.of([result.split for result in results]),
         max_source_length=max_source_length,
         seed=seed,
         bootstrap_samples=evaluation.bootstrap_samples,
