@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bmpeft.datasets.base import LoadedDataset
+from bmpeft.datasets.leakage import find_leakage
 from bmpeft.datasets.registry import dataset_info, dataset_names, read_dataset
 from bmpeft.errors import UsageError, did_you_mean
 from bmpeft.recipe import DataSection, Section, load_recipe
@@ -154,8 +155,18 @@ def check(data: DataSection, task: str | None) -> CheckReport:
         rows=len(records),
         images=sum(record.image is not None for record in records),
         problems=dataset.bad_rows,
-        notes=dataset.notes,
+        notes=(*dataset.notes, *_overlaps(dataset)),
     )
+
+
+def _overlaps(dataset: LoadedDataset) -> Iterator[str]:
+    """What the other splits share with the training rows, and what training would say to it."""
+    others = {split: records for split, records in dataset.splits.items() if split != "train"}
+    if "train" in dataset.splits:
+        leakage = find_leakage(dataset.splits["train"], others, scored=[s for s in others if s != "validation"])
+        yield from (f"overlap with training rows: {line}" for line in leakage.lines())
+        if leakage.leaks:
+            yield "training on these rows and scoring that split needs data.accept_leakage=true, or data.split_by"
 
 
 def shown_rows(dataset: LoadedDataset, split: str, n: int) -> list[dict[str, Any]]:
