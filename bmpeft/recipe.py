@@ -424,6 +424,9 @@ class Recipe(Section):
             "data.max_source_length": self.data.max_source_length,
             "data.max_target_length": self.data.max_target_length,
             "task.decoding.max_new_tokens": getattr(self.task.decoding, "max_new_tokens", 0),
+            "task.decoding.open.max_new_tokens": (
+                self.task.decoding.open.max_new_tokens if self.task.decoding.method == "mixed" else 0
+            ),
         }
         for key, length in lengths.items():
             if length > positions:
