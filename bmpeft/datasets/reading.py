@@ -155,11 +155,11 @@ class Reading:
                 made += [] if record is None else [record]
         return tuple(made)
 
-    def some(self, records: tuple[Record, ...], path: Path, what: str = "the file") -> tuple[Record, ...]:
+    def some(self, records: tuple[Record, ...], path: Path, what: str = "") -> tuple[Record, ...]:
         """The records. Raises DataError if there are none: the first bad row's where that is the reason."""
         if records:
             return records
-        raise self._bad[0] if self._bad else DataError(path, f"{what} holds no rows")
+        raise self._bad[0] if self._bad else DataError(path, f"{what} holds no rows".strip())
 
     def by_file(
         self,
@@ -187,7 +187,7 @@ class Reading:
             DataError: a split has no rows.
         """
         for name, records in splits.items():
-            self.some(records, self.path, "the file" if name == ALL else f"the {name} split")
+            self.some(records, self.path, "" if name == ALL else f"the {name} split")
         section, group = self.data.split, self.info.group
         hidden = {name: records for name, records in splits.items() if name == HIDDEN_TEST}
         shares = {"validation": section.validation}

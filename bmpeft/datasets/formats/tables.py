@@ -137,13 +137,19 @@ def _cells(path: Path, info: DatasetInfo, on_bad: OnBadRow, delimiter: str) -> I
             return
         except csv.Error as error:
             if number == 1:
-                raise DataError(path, f"not a table in CSV: {error}", row=1) from None
-            on_bad(DataError(path, f"not a row of CSV: {error}", row=number))
+                raise DataError(path, f"not a table in CSV: {_problem(error)}", row=1) from None
+            on_bad(DataError(path, f"not a row of CSV: {_problem(error)}", row=number))
             continue
         if not all(map(_is_text, cells)) and number > 1:
             on_bad(DataError(path, "not UTF-8 text", row=number))
         elif cells:
             yield number, cells
+
+
+def _problem(error: csv.Error) -> str:
+    """What the reader says; of one case it speaks to programmers."""
+    text = str(error)
+    return "a carriage return without a line feed, outside quotes" if text.startswith("new-line") else text
 
 
 def _is_text(value: str) -> bool:
