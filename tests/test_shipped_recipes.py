@@ -86,6 +86,14 @@ def test_a_recipe_for_your_own_data_has_at_most_25_lines(name: str, tmp_path: Pa
         read_dataset(recipe.data, recipe.task.name)
 
 
+@pytest.fixture
+def leaks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similar images and documents are only reported, and take the most time to find."""
+    monkeypatch.setattr("bmpeft.datasets.leakage.MAX_IMAGES", 0)
+    monkeypatch.setattr("bmpeft.datasets.leakage._documents_seen", lambda documents, _: [False] * len(documents))
+
+
+@pytest.mark.usefixtures("leaks_only")
 @pytest.mark.parametrize("name", sorted(AT_HAND))
 def test_with_its_files_every_row_can_be_asked_and_nothing_leaks_unsaid(name: str, shared_data: Path) -> None:
     path, *others = AT_HAND[name]
@@ -107,6 +115,7 @@ def test_with_its_files_every_row_can_be_asked_and_nothing_leaks_unsaid(name: st
     assert bool(leakage.leaks) == recipe.data.accept_leakage, "accept_leakage stands only where it is needed"
 
 
+@pytest.mark.usefixtures("leaks_only")
 def test_the_official_split_of_vqa_rad_is_refused_with_its_counts(shared_data: Path) -> None:
     recipe = loaded("vqa_rad_lora", f"data.path={shared_data}/vqa_rad", "data.split_by=official")
     splits = read_dataset(recipe.data, recipe.task.name).splits

@@ -18,7 +18,7 @@ from bmpeft.datasets.formats.json_rows import read_rows
 from bmpeft.datasets.formats.sheets import read_sheet
 from bmpeft.datasets.formats.tables import read_tabbed, read_table
 from bmpeft.datasets.rows import Identities, Row, json_type
-from bmpeft.datasets.splits import SPLIT_NAMES, describe, divide
+from bmpeft.datasets.splits import SPLIT_NAMES, describe, divide, image_digests
 from bmpeft.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -215,10 +215,12 @@ class Reading:
         if self.data.split_by != "image":
             return lambda record: record.group
 
+        digest_of = image_digests()
+
         def digest(record: Record) -> str:
             if record.image is None:
                 raise UsageError(f"data.split_by=image: {self.info.name} has records without an image; use group")
-            return record.image.digest
+            return digest_of(record.image)
 
         return digest
 
