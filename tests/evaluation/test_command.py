@@ -12,6 +12,7 @@ import yaml
 from bmpeft.adapters.artifact import load_artifact
 from bmpeft.errors import BmpeftError, DataError, RecipeError, UsageError
 from bmpeft.evaluation.command import evaluate_target
+from bmpeft.evaluation.compare import compare
 from bmpeft.evaluation.score_card import ScoreCard
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe
@@ -91,6 +92,40 @@ def test_other_rows_splits_and_limits_are_measured_on_demand(adapter: Path, plac
         progress=QUIET,
     )
     assert [(r.split, r.n, r.rows) for r in card.results] == [("validation", 6, 6), ("test", 7, 9)]
+
+
+def test_answers_are_kept_beside_the_run_and_compared_there(
+    trained: tuple[Path, ScoreCard], adapter: Path, places: list[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"runs/small/evaluation keeps no values .* run `bmpeft eval .*` here first"):
+        compare(trained[0], adapter)
+    overrides = [*places, "evaluation.controls=[]"]
+    first = evaluate_target(adapter, overrides=overrides, progress=QUIET)
+    assert sorted(file.name for file in Path("runs/small/evaluation").iterdir()) == [
+        "test.model.answers.jsonl",
+        "test.rows.json",
+    ]
+    found = compare(trained[0], adapter)
+    assert {(c.split, c.metric, c.n) for c in found} == {
+        ("test", "accuracy/choices-sum@1", 5),
+        ("test", "accuracy/choices-mean@1", 5),
+    }
+    assert all((c.difference, c.low, c.high, c.verdict) == (0.0, 0.0, 0.0, "no sure difference") for c in found)
+    elsewhere = evaluate_target(adapter, overrides=[*overrides, "output.runs=other"], fresh=True, progress=QUIET)
+    assert elsewhere.results[0].metrics == first.results[0].metrics
+    assert Path("other/small/evaluation/test.rows.json").exists()
+    with pytest.raises(UsageError, match="are the same adapter"):
+        compare(adapter, Path("adapters/small"))
+
+
+def test_a_page_is_written_where_it_is_asked_for(adapter: Path, places: list[str]) -> None:
+    overrides = [*places, "evaluation.controls=[]"]
+    evaluate_target(adapter, overrides=overrides, page=Path("page.html"), progress=QUIET)
+    assert "In box" in Path("page.html").read_text()
+    with pytest.raises(UsageError, match="is inside the adapter small"):
+        evaluate_target(adapter, overrides=overrides, page=adapter / "page.html", progress=QUIET)
+    with pytest.raises(UsageError, match="must be a file in a directory that exists"):
+        evaluate_target(adapter, overrides=overrides, page=Path("nowhere/page.html"), progress=QUIET)
 
 
 def test_its_own_training_rows_are_remarked(adapter: Path, places: list[str]) -> None:

@@ -68,6 +68,7 @@ def run(
     task: TaskSection | None = None,
     max_source_length: int = 100,
     without_adapter: Any = None,
+    progress: Progress | None = None,
     **evaluation: Any,
 ) -> ScoreCard:
     model = model or FakeModel(knowing)
@@ -84,7 +85,7 @@ def run(
         seed=0,
         trained_on=trained_on,
         without_adapter=without_adapter,
-        progress=Progress(quiet=True),
+        progress=progress or Progress(quiet=True),
         **passed_on,
     )
 
