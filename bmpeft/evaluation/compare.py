@@ -67,15 +67,25 @@ def compare(first: Path, second: Path, *, seed: int = 0) -> list[Comparison]:
     """
     if first.resolve() == second.resolve():
         raise UsageError(f"--compare: {first} and {second} are the same adapter")
-    values = [_values(directory) for directory in (first, second)]
-    common = [split for split in values[0] if split in values[1]]
-    same = [s for s in common if values[0][s].split_digest == values[1][s].split_digest]
+    return compare_values(_values(first), _values(second), seed=seed)
+
+
+def compare_values(
+    first: Mapping[str, RowValues], second: Mapping[str, RowValues], *, seed: int = 0
+) -> list[Comparison]:
+    """Compare the row values of two adapters, each by split.
+
+    Raises:
+        UsageError: there is nothing that can be compared.
+    """
+    common = [split for split in first if split in second]
+    same = [split for split in common if first[split].split_digest == second[split].split_digest]
     if not same:
-        why = "of other rows" if common else f"of {' and '.join(values[0])} and of {' and '.join(values[1])}"
-        raise UsageError(f"--compare: the values of {first} and {second} are {why}; measure both on the same data")
-    compared = [result for split in same for result in _split(split, values[0][split], values[1][split], seed)]
+        why = "other rows" if common else f"other splits ({', '.join(first)} and {', '.join(second)})"
+        raise UsageError(f"--compare: the two were measured on {why}; measure both on the same data")
+    compared = [result for split in same for result in _split(split, first[split], second[split], seed)]
     if not compared:
-        raise UsageError(f"--compare: {first} and {second} have no metric and row in common")
+        raise UsageError("--compare: the two have no metric and row in common")
     return compared
 
 
