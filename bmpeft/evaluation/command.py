@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from bmpeft.adapters.artifact import load_artifact, update_score_card
 from bmpeft.datasets import read_dataset
 from bmpeft.datasets.medqa import EMBEDDED
+from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import UsageError, did_you_mean
 from bmpeft.evaluation.run import OnPredictions, evaluate, known_leakage, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
-from bmpeft.tasks import make_task
+from bmpeft.tasks import make_task, spell_out_answers
 
 if TYPE_CHECKING:
     from bmpeft.progress import Progress
@@ -96,6 +97,8 @@ def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions
     artifact = load_artifact(directory)
     dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
+    trained = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
+    task = make_task(spell_out_answers(task, trained), recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 

@@ -25,7 +25,7 @@ from bmpeft.evaluation.score_card import (
     TrainedOn,
     Truncation,
 )
-from bmpeft.recipe import match_splits
+from bmpeft.recipe import match_splits, without_answers
 from bmpeft.records import Example, Prediction, Record
 from bmpeft.tasks import predict_examples
 
@@ -92,7 +92,7 @@ def evaluate(
     return ScoreCard(
         task=task.name,
         prompt=task.prompt,
-        decoding=task.decoding.model_dump(),
+        decoding=without_answers(task.decoding),
         dataset=dataset.name,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,
