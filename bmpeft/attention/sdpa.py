@@ -44,6 +44,7 @@ def sdpa_attention(
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
     )
-    if visible is not None and not (key_padding_mask is segment_ids is visible_until is None):
+    may_see_nothing = any(mask is not None for mask in (key_padding_mask, segment_ids, visible_until))
+    if visible is not None and may_see_nothing:
         output = output.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
     return output

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from bmpeft.recipe import BeamDecoding, SampleDecoding
+    from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,13 @@ class CandidateScores:
 
     log_likelihoods: tuple[float, ...]
     lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """Answers that a backbone has compiled for its constrained search; a family may add what it needs."""
+
+    answers: tuple[str, ...]
 
 
 class FrozenBackbone(ABC):
@@ -161,6 +168,29 @@ class FrozenBackbone(ABC):
         max_source_length: int,
     ) -> list[str]:
         """Free text for every example."""
+
+    @abstractmethod
+    def compile_answers(self, answers: Sequence[str]) -> AnswerSet:
+        """A set of answers for `choose`, made once and used for any number of batches.
+
+        Raises:
+            UsageError: an answer that the backbone cannot write; named by its number, from 1.
+        """
+
+    @abstractmethod
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        """One of the answers for every example, by a search that can write nothing else.
+
+        Answers are written with a space before them, as BiomedGPT was pretrained, and returned without it.
+        """
 
     @abstractmethod
     def save_pretrained(self, directory: str | Path) -> None:

@@ -21,7 +21,7 @@ from bmpeft.evaluation.run import answers_identity, evaluate, known_leakage, tra
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
-from bmpeft.tasks import make_task
+from bmpeft.tasks import make_task, spell_out_answers
 
 if TYPE_CHECKING:
     from bmpeft.evaluation.split_run import MeasuredSplit
@@ -111,12 +111,13 @@ def _measure(
     artifact = load_artifact(directory)
     dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
+    train = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
+    task = make_task(spell_out_answers(task, train), recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 
     backbone = Backbone(load_frozen_backbone(recipe.backbone))
     name = backbone.load_adapter(directory)
-    train = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
     with backbone.model_with(name) as model:
         return evaluate(
             backbone.frozen,

@@ -12,7 +12,7 @@ from bmpeft.evaluation.controls import fitting_controls
 from bmpeft.evaluation.metrics import accepted_answers
 from bmpeft.evaluation.score_card import BackboneStamp, ScoreCard, TrainedOn
 from bmpeft.evaluation.split_run import MeasuredSplit, SplitRun, WithoutAdapter
-from bmpeft.recipe import match_splits
+from bmpeft.recipe import match_splits, without_answers
 
 if TYPE_CHECKING:
     from bmpeft.adapters.manifest import DataOrigin
@@ -97,7 +97,7 @@ def evaluate(
     return ScoreCard(
         task=task.name,
         prompt=task.prompt,
-        decoding=task.decoding.model_dump(),
+        decoding=without_answers(task.decoding),
         dataset=dataset.name,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,

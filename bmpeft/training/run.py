@@ -32,7 +32,7 @@ from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
-from bmpeft.tasks import Task, make_task, predict_examples
+from bmpeft.tasks import Task, make_task, predict_examples, spell_out_answers
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import (
     EvaluationSchedule,
@@ -96,6 +96,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     task = make_task(recipe.task, recipe.data.dataset)
     dataset = read_dataset(recipe.data, recipe.task.name)
     train_records, validation_records = _training_records(recipe, dataset)
+    task = make_task(spell_out_answers(task, train_records), recipe.data.dataset)
     check_evaluation(task, dataset, recipe.evaluation, train_records)
     leakage = _leakage(recipe, dataset, train_records, progress)
     backbone = load_frozen_backbone(recipe.backbone)

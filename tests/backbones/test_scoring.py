@@ -50,26 +50,26 @@ def encoded(model: BiomedGPTForConditionalGeneration, rows: int, image: bool = T
 
 
 def one_by_one(
-    model: BiomedGPTForConditionalGeneration, memory: BiomedGPTEncoderOutput, row: int, answer: list[int]
+    model: BiomedGPTForConditionalGeneration,
+    memory: BiomedGPTEncoderOutput,
+    row: int,
+    answer: list[int],
+    prefix: list[int],
 ) -> float:
     """The definition: a decoder pass for one answer of one row."""
-    assert memory.last_hidden_state is not None and memory.attention_mask is not None
-    alone = BiomedGPTEncoderOutput(
-        last_hidden_state=memory.last_hidden_state[row : row + 1],
-        attention_mask=memory.attention_mask[row : row + 1],
-        image_grid=memory.image_grid,
-    )
-    labels = torch.tensor([answer])
-    logits = model(encoder_outputs=alone, labels=labels, use_cache=False).logits[0]
-    return float(logits.log_softmax(-1)[torch.arange(len(answer)), labels[0]].sum())
+    read = torch.tensor([[0, *prefix, *answer[:-1]]])
+    memory = memory.of_rows(torch.tensor([row]))
+    logits = model(encoder_outputs=memory, decoder_input_ids=read, use_cache=False).logits[0, len(prefix) :]
+    return float(logits.log_softmax(-1)[torch.arange(len(answer)), answer].sum())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     answers=DIFFERENT | ALIKE,
     limits=LIMITS,
     attention=st.sampled_from(["eager", "sdpa"]),
     image=st.booleans(),
+    prefixes=st.none() | st.lists(st.lists(st.integers(4, 9), max_size=3), min_size=4, max_size=4),
 )
 def test_scores_equal_those_of_one_pass_per_answer(
     model: BiomedGPTForConditionalGeneration,
@@ -77,14 +77,17 @@ def test_scores_equal_those_of_one_pass_per_answer(
     limits: Limits,
     attention: str,
     image: bool,
+    prefixes: list[list[int]] | None,
 ) -> None:
     model.config._attn_implementation = attention
     with torch.inference_mode():
         memory = encoded(model, len(answers), image)
-        scores = score_answers(model, memory, answers, limits)
+        read = None if prefixes is None else prefixes[: len(answers)]
+        scores = score_answers(model, memory, answers, read, limits=limits)
         assert list(map(len, scores)) == list(map(len, answers))
         for row, (row_scores, row_answers) in enumerate(zip(scores, answers, strict=True)):
-            expected = [one_by_one(model, memory, row, answer) for answer in row_answers]
+            prefix = read[row] if read else []
+            expected = [one_by_one(model, memory, row, answer, prefix) for answer in row_answers]
             assert row_scores == pytest.approx(expected, abs=2e-4)
 
 
@@ -103,7 +106,7 @@ def computed(
         hooks.append(module.register_forward_hook(count))
     try:
         with torch.inference_mode():
-            score_answers(model, encoded(model, len(answers)), answers, limits)
+            score_answers(model, encoded(model, len(answers)), answers, limits=limits)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
-from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.backbones.base import AnswerSet, CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
 from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForConditionalGeneration
+from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import score_answers
+from bmpeft.backbones.biomedgpt.trie import TokenTrie, build_trie
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
-from bmpeft.errors import BackboneError, BmpeftError
+from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
-from bmpeft.recipe import BeamDecoding, SampleDecoding
+from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
 
 BACKBONE_FILE = "backbone.json"
@@ -56,7 +61,9 @@ class BiomedGPTBackbone(FrozenBackbone):
             attention=model.config._attn_implementation,
             image_processor=processor,
         )
-        self._tokenizer_text = tokenizer.text
+        self.loaded_tokenizer = tokenizer
+        # What a directory's generation_config.json asks for would slip into every decoding.
+        model.generation_config = GenerationConfig.from_model_config(model.config)
         self._images = ImageLoader(processor)
 
     @property
@@ -134,7 +141,9 @@ class BiomedGPTBackbone(FrozenBackbone):
         """See `FrozenBackbone.score_candidates` and `bmpeft.backbones.biomedgpt.scoring`."""
         runner = _without_wrapper(model)
         candidates = self._candidate_ids(examples)
-        scores = score_answers(runner, runner.encoder(**self._inputs(examples, max_source_length)), candidates)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(len(p) + max(map(len, c)) for p, c in zip(prefixes, candidates, strict=True)))
+        scores = score_answers(runner, memory, candidates, prefixes)
         return [
             CandidateScores(log_likelihoods=tuple(row), lengths=tuple(map(len, ids)))
             for row, ids in zip(scores, candidates, strict=True)
@@ -150,30 +159,46 @@ class BiomedGPTBackbone(FrozenBackbone):
         max_source_length: int,
     ) -> list[str]:
         """See `FrozenBackbone.generate`; sampling draws from `decoding.seed` and leaves other generators alone."""
-        options: dict[str, Any] = {"max_new_tokens": self._within_positions(decoding.max_new_tokens)}
-        if isinstance(decoding, BeamDecoding):
-            options |= {"num_beams": decoding.num_beams, "do_sample": False}
-            if decoding.num_beams > 1:
-                options["length_penalty"] = decoding.length_penalty
-            if decoding.no_repeat_ngram_size:
-                options["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
-        else:
-            options |= {
-                "do_sample": True,
-                "temperature": decoding.temperature,
-                "top_p": decoding.top_p,
-                "top_k": 0,
-            }
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            if isinstance(decoding, SampleDecoding):
-                torch.manual_seed(decoding.seed)
-            options |= self._inputs(examples, max_source_length)
-            ids = _without_wrapper(model).generate(**options)
+        runner = _without_wrapper(model)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(map(len, prefixes)) + decoding.max_new_tokens)
+        ids = generate_ids(runner, memory, decoding, prefixes=prefixes)
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [text.strip() for text in texts]
+
+    def compile_answers(self, answers: Sequence[str]) -> AnswerTrie:
+        """See `FrozenBackbone.compile_answers`."""
+        ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False, verbose=False)["input_ids"]
+        config, special = self.model.config, set(self.tokenizer.all_special_ids)
+        for number, row in enumerate(ids, start=1):
+            if not row or max(row) >= config.code_token_start or not special.isdisjoint(row):
+                raise UsageError(f"task.decoding.answers: answer {number} has no tokens, or others than those of text")
+        ended = [[*row, config.eos_token_id] for row in ids]
+        return AnswerTrie(
+            answers=tuple(answers),
+            trie=build_trie(ended, [config.decoder_start_token_id]),
+            by_ids={tuple(row): answer for row, answer in zip(reversed(ended), reversed(answers), strict=True)},
+        )
+
+    @torch.inference_mode()
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        """See `FrozenBackbone.choose`."""
+        assert isinstance(answers, AnswerTrie)
+        runner = _without_wrapper(model)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(map(len, prefixes)) + answers.trie.longest)
+        written = generate_ids(runner, memory, decoding, prefixes=prefixes, trie=answers.trie)
+        return [answers.by_ids[tuple(ids)] for ids in written]
 
     def trained(self, name: str, dtype: torch.dtype) -> BiomedGPTBackbone:
         """The same backbone after its weights were trained, cast to the type they are stored in: a new fingerprint."""
@@ -183,7 +208,7 @@ class BiomedGPTBackbone(FrozenBackbone):
             init="pretrained",
             init_seed=None,
             model=model,
-            tokenizer=LoadedTokenizer(self.tokenizer, self._tokenizer_text),
+            tokenizer=self.loaded_tokenizer,
             fingerprint=fingerprint_of(canonical_state(model)),
             image_processor=self.image_processor,
         )
@@ -200,7 +225,7 @@ class BiomedGPTBackbone(FrozenBackbone):
         with no_progress_bars():
             self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        (directory / "tokenizer.json").write_text(self._tokenizer_text, encoding="utf-8")
+        (directory / "tokenizer.json").write_text(self.loaded_tokenizer.text, encoding="utf-8")
         processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
         (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
         content = {
@@ -239,12 +264,22 @@ class BiomedGPTBackbone(FrozenBackbone):
             )
         return length
 
-    def _inputs(self, examples: Sequence[Example], max_source_length: int) -> dict[str, Tensor]:
-        encoded = [
-            EncodedExample(self._source(example, max_source_length)[0], None, image=example.image)
-            for example in examples
-        ]
-        return {name: tensor.to(self.device) for name, tensor in self.collate(encoded).items()}
+    def _encoded(
+        self, model: BiomedGPTForConditionalGeneration, examples: Sequence[Example], max_source_length: int
+    ) -> tuple[BiomedGPTEncoderOutput, list[tuple[int, ...]]]:
+        """The encoder's output for some examples, each image's patches made once, and their decoder prefixes."""
+        sources = [self._source(example, max_source_length)[0] for example in examples]
+        inputs = self.collate([EncodedExample(ids, None) for ids in sources])
+        images = dict.fromkeys(example.image for example in examples if example.image is not None)
+        if images:
+            numbers = {image: number for number, image in enumerate(images)}
+            inputs["pixel_values"] = torch.stack([torch.from_numpy(self._images.pixels(image)) for image in images])
+            # A row without an image shows any of them, masked.
+            inputs["pixel_rows"] = torch.tensor([0 if e.image is None else numbers[e.image] for e in examples])
+            inputs["pixel_mask"] = torch.tensor([example.image is not None for example in examples])
+        memory = model.encoder(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        prefixes = [decoder_prefix(ids, e.prompt_layout) for ids, e in zip(sources, examples, strict=True)]
+        return memory, prefixes
 
     def _candidate_ids(self, examples: Sequence[Example]) -> list[list[list[int]]]:
         """Token ids of every choice of every example; choices that examples have in common are tokenized once."""
@@ -254,9 +289,16 @@ class BiomedGPTBackbone(FrozenBackbone):
                 raise BmpeftError(f"record {example.record.id}: no choices to score")
             if example.choices not in known:
                 ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
-                self._within_positions(max(map(len, ids)) + 1)
                 known[example.choices] = [[*row, self.tokenizer.eos_token_id] for row in ids]
         return [known[example.choices or ()] for example in examples]
+
+
+@dataclass(frozen=True)
+class AnswerTrie(AnswerSet):
+    """Answers as a token tree, and which answer a row of token ids is."""
+
+    trie: TokenTrie
+    by_ids: Mapping[tuple[int, ...], str]
 
 
 def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        pixel_rows: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -62,8 +63,9 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         Args:
             input_ids: [B, L] int64, padded on the right.
             attention_mask: [B, L], 1 for real tokens; default: everything that is not the padding token.
-            pixel_values: [B, 3, H, W] or None.
+            pixel_values: [B, 3, H, W] or None; with `pixel_rows` [U, 3, H, W], so that rows may share an image.
             pixel_mask: [B] boolean, false for a row that has no image; default: every row has one.
+            pixel_rows: [B] int64, which of `pixel_values` each row shows; default: each row its own.
             output_attentions: not available; fused backends never hold the probabilities.
             output_hidden_states: also return the input of every layer and the last output.
             return_dict: accepted because transformers passes it; the output is always an object.
@@ -81,6 +83,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         sampled_ids: Tensor | None = None
         if pixel_values is not None:
             patches, grid = self._embed_image(pixel_values)
+            patches = patches if pixel_rows is None else patches[pixel_rows]
             patches, sampled_ids = self._sample_patches(patches, grid)
             shown = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
             if pixel_mask is not None:

@@ -112,7 +112,12 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("input_ids or encoder_outputs: one of them is needed")
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, pixel_values, pixel_mask, output_attentions, output_hidden_states
+                input_ids,
+                attention_mask,
+                pixel_values,
+                pixel_mask,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
             )
         if decoder_input_ids is None:
             if labels is None:

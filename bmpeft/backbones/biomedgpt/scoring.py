@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ def score_answers(
     model: BiomedGPTForConditionalGeneration,
     memory: BiomedGPTEncoderOutput,
     answers: Sequence[Answers],
+    prefixes: Sequence[Sequence[int]] | None = None,
     limits: Limits | None = None,
 ) -> list[list[float]]:
     """Summed log-likelihood (nats) of every answer of every row.
@@ -53,20 +55,22 @@ def score_answers(
         model: in evaluation mode, with or without an adapter in its layers.
         memory: the encoder's output for B rows.
         answers: for each of the B rows, token ids of its answers with the end token last. Rows with equal
-            answers share one tree.
+            answers and prefixes share one tree.
+        prefixes: for each row, what the decoder reads between its start token and the answer; default: nothing.
         limits: of memory; answers and rows that exceed them are scored in several passes.
 
     Raises:
         ValueError: a row without answers, or an answer without a token.
     """
     limits = limits or Limits()
-    start = model.config.decoder_start_token_id
-    if all(other == answers[0] for other in answers[1:]):
-        pieces = _pieces(answers[0], start, limits)
+    prompts = [(model.config.decoder_start_token_id, *prefix) for prefix in prefixes or [()] * len(answers)]
+    asked = list(zip(answers, prompts, strict=True))
+    if all(other == asked[0] for other in asked[1:]):
+        pieces = _pieces(*asked[0], limits)
         size = max(1, limits.nodes // max(len(piece.trie.tokens) for piece in pieces))
         shared = [slice(first, first + size) for first in range(0, len(answers), size)]
         return [scores for rows in shared for scores in _score_rows(model, memory, rows, [pieces], limits)]
-    pieces_of = [_pieces(row, start, limits) for row in answers]
+    pieces_of = [_pieces(*row, limits) for row in asked]
     return [
         scores
         for rows in _chunks(pieces_of, model.config.decoder_attention_heads, limits)
@@ -82,9 +86,9 @@ class _Piece:
     trie: TokenTrie
 
 
-def _pieces(answers: Answers, start_token: int, limits: Limits) -> list[_Piece]:
+def _pieces(answers: Answers, prompt: Sequence[int], limits: Limits) -> list[_Piece]:
     groups = split_answers(answers, limits.tree_nodes)
-    return [_Piece(group, build_trie([answers[number] for number in group], start_token)) for group in groups]
+    return [_Piece(group, build_trie([answers[number] for number in group], prompt)) for group in groups]
 
 
 def _chunks(pieces_of: Sequence[Sequence[_Piece]], heads: int, limits: Limits) -> Iterator[slice]:
@@ -133,11 +137,11 @@ def _edge_scores(
     model: BiomedGPTForConditionalGeneration, states: Tensor, tries: Sequence[TokenTrie], limits: Limits
 ) -> list[list[float]]:
     """Log-likelihood of every edge of every row's tree, from the hidden states [B, N, D] at its nodes."""
-    counts = torch.tensor([len(trie.tokens) for trie in tries])
-    real = torch.arange(states.shape[1])[None, :] < counts[:, None]
-    nodes = states[real.to(states.device)]  # [M, D], without padding
-    first = (counts.cumsum(0) - counts).tolist()
-    places = torch.cat([torch.tensor(trie.edge_nodes) + begin for trie, begin in zip(tries, first, strict=True)])
+    # Neither padding nor the prompt before its last token has edges.
+    nodes = torch.cat([row[trie.root : len(trie.tokens)] for row, trie in zip(states, tries, strict=True)])  # [M, D]
+    counts = [len(trie.tokens) - trie.root for trie in tries]
+    first = accumulate(counts, initial=0)
+    places = torch.cat([torch.tensor(t.edge_nodes) - t.root + begin for t, begin in zip(tries, first, strict=False)])
     tokens = torch.cat([torch.tensor(trie.edge_tokens) for trie in tries]).to(states.device)
     places = places.to(states.device)
     values = torch.empty(len(places), dtype=torch.float64, device=states.device)

@@ -19,13 +19,15 @@ from torch.nn.utils.rnn import pad_sequence
 class TokenTrie:
     """The tree, its nodes in depth-first order.
 
-    A node is a token that the decoder reads; an edge is a token that it may write there. Node 0 is the start
-    token. The last edge of an answer (its end token) leads to no node, since nothing is read after it.
+    A node is a token that the decoder reads; an edge is a token that it may write there. The first nodes, in a
+    line, are the prompt: the start token and, in some layouts, the question. The last edge of an answer (its end
+    token) leads to no node, since nothing is read after it.
 
     Attributes:
         tokens: what is read at each node. [N]
         depths: number of tokens before each node, which is its position. [N]
         ends: index behind the last descendant of each node. [N]
+        root: the prompt's last node, where every answer begins.
         edge_nodes: the node that each edge starts from. [E]
         edge_tokens: what is written there. [E]
         paths: the edges of each answer, in the order of the answers.
@@ -36,6 +38,7 @@ class TokenTrie:
     tokens: tuple[int, ...]
     depths: tuple[int, ...]
     ends: tuple[int, ...]
+    root: int
     edge_nodes: tuple[int, ...]
     edge_tokens: tuple[int, ...]
     paths: tuple[tuple[int, ...], ...]
@@ -49,30 +52,32 @@ class TokenTrie:
 
     def walk(self, written: Sequence[int]) -> int | None:
         """The node that is reached by writing these tokens; None behind an end token and off the tree."""
-        node: int | None = 0
+        node: int | None = self.root
         for token in written:
             edge = None if node is None else self.children[node].get(token)
             node = None if edge is None else self.targets[edge]
         return node
 
 
-def build_trie(answers: Sequence[Sequence[int]], start_token: int) -> TokenTrie:
-    """The tree of at least one answer; each ends with the end token, and one may occur twice.
+def build_trie(answers: Sequence[Sequence[int]], prompt: Sequence[int]) -> TokenTrie:
+    """The tree of at least one answer behind a prompt; each answer ends with the end token, and one may occur twice.
 
     Raises:
-        ValueError: no answer, or one without a token.
+        ValueError: no answer, or an answer or the prompt without a token.
     """
-    if not answers or not all(answers):
-        raise ValueError("a tree needs answers of at least one token")
-    tokens, depths, ends = [start_token], [0], [1]
+    if not answers or not all(answers) or not prompt:
+        raise ValueError("a tree needs a prompt and answers of at least one token")
+    tokens, depths = list(prompt), list(range(len(prompt)))
+    ends = [len(prompt)] * len(prompt)
+    root = len(prompt) - 1
     edge_nodes: list[int] = []
     edge_tokens: list[int] = []
     targets: list[int | None] = []
-    children: list[dict[int, int]] = [{}]
+    children: list[dict[int, int]] = [{} for _ in prompt]
     paths: dict[int, tuple[int, ...]] = {}
     # In sorted order every answer continues below the branch of the one before: nodes come depth first.
     for index in sorted(range(len(answers)), key=lambda i: tuple(answers[i])):
-        nodes, edges = [0], []
+        nodes, edges = list(range(len(prompt))), []
         for place, token in enumerate(answers[index]):
             edge = children[nodes[-1]].setdefault(token, len(edge_nodes))
             if edge == len(edge_nodes):
@@ -86,7 +91,7 @@ def build_trie(answers: Sequence[Sequence[int]], start_token: int) -> TokenTrie:
             if target is None:
                 target = targets[edge] = len(tokens)
                 tokens.append(token)
-                depths.append(place + 1)
+                depths.append(root + place + 1)
                 ends.append(target + 1)
                 children.append({})
             nodes.append(target)
@@ -97,6 +102,7 @@ def build_trie(answers: Sequence[Sequence[int]], start_token: int) -> TokenTrie:
         tokens=tuple(tokens),
         depths=tuple(depths),
         ends=tuple(ends),
+        root=root,
         edge_nodes=tuple(edge_nodes),
         edge_tokens=tuple(edge_tokens),
         paths=tuple(paths[index] for index in range(len(answers))),
@@ -106,7 +112,7 @@ def build_trie(answers: Sequence[Sequence[int]], start_token: int) -> TokenTrie:
 
 
 def split_answers(answers: Sequence[Sequence[int]], max_nodes: int) -> Iterator[list[int]]:
-    """Indices of the answers in groups whose trees have at most `max_nodes` nodes each, or a single answer.
+    """Indices of the answers in groups that take at most `max_nodes` nodes each, prompt not counted, or are one answer.
 
     Neighbours in sorted order stay together, so that a beginning is read in more than one group only where a
     group ends inside its branch.
@@ -120,7 +126,7 @@ def split_answers(answers: Sequence[Sequence[int]], max_nodes: int) -> Iterator[
         if group and nodes + new > max_nodes:
             yield group
             group = []
-        nodes = nodes + new if group else len(answer)
+        nodes = nodes + new if group else len(answer) - 1
         group.append(index)
         previous = answer
     yield group
