@@ -257,8 +257,8 @@ def test_the_digest_depends_on_every_value() -> None:
         ("evaluation.splits=[]", "my.yaml: evaluation.splits: expected at least 1 value(s), got []"),
         (
             "evaluation.controls=[majorty]",
-            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
-            "'frozen_backbone'; did you mean 'majority'?",
+            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'best_constant', 'lead_sentence', "
+            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; did you mean 'majority'?",
         ),
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
