@@ -9,15 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class ImageReference(Protocol):
-    """A lazy reference to an image (a path, or a row of an npz file); reading it is the model's business."""
+    """A lazy reference to an image, see `bmpeft.images.references`; hashable, and cheap until it is asked."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the encoded image or of the array's bytes, in hexadecimal."""
+        """SHA-256 of the encoded image or of the array's shape and bytes, in hexadecimal.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+    def load(self) -> Image:
+        """The image in mode RGB, upright.
+
+        Raises:
+            ImageError: names the file and why it cannot be shown.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,9 @@ class Example:
 
     `document` is the span of characters of `source` that may be shortened when the source exceeds
     the token limit; `document_cut` says from which end. Everything else of the source (the prompt's
-    own words) is never cut. `choices` holds the closed answers as the model would write them.
+    own words) is never cut. `choices` holds the closed answers as the model would write them, in the order
+    of the record's. `prompt_layout` says what of the source the decoder reads before it answers (see
+    `TaskSection.prompt_layout`).
     """
 
     record: Record
@@ -58,6 +74,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     document: tuple[int, int] | None = None
     document_cut: Literal["head", "tail"] = "tail"
+    prompt_layout: Literal["none", "src", "prev_output"] = "none"
 
 
 @dataclass(frozen=True, slots=True)

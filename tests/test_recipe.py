@@ -22,6 +22,8 @@ MINIMAL: dict[str, Any] = {
     "output": {"name": "test"},
 }
 
+METHODS = "'candidates', 'beam', 'sample', 'trie', 'mixed'"
+
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
@@ -255,8 +257,9 @@ def test_the_digest_depends_on_every_value() -> None:
         ("evaluation.splits=[]", "my.yaml: evaluation.splits: expected at least 1 value(s), got []"),
         (
             "evaluation.controls=[majorty]",
-            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
-            "'frozen_backbone'; did you mean 'majority'?",
+            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'best_constant', 'lead_sentence', "
+            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; "
+            "did you mean 'majority'?",
         ),
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
@@ -265,10 +268,13 @@ def test_the_digest_depends_on_every_value() -> None:
             "did you mean 'cosine'?",
         ),
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
-        ("task.decoding.num_beams=3", "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample'"),
+        (
+            "task.decoding.num_beams=3",
+            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'trie', 'mixed'",
+        ),
         (
             "task.decoding.method=baem",
-            "my.yaml: task.decoding.method: 'baem' is not one of 'candidates', 'beam', 'sample'; did you mean 'beam'?",
+            f"my.yaml: task.decoding.method: 'baem' is not one of {METHODS}; did you mean 'beam'?",
         ),
         (
             "task.decoding={method: beam, num_beam: 3}",
@@ -309,16 +315,30 @@ def test_a_missing_section_and_more_problems_are_counted() -> None:
     ("overrides", "words"),
     [
         (["training.select_by=accuracy", "task.decoding={method: beam}"], "task.decoding.method=candidates"),
-        (["task.decoding={method: sample}"], "options_only needs task.decoding.method=candidates"),
+        (
+            ["task.decoding={method: sample}", "evaluation.controls=[options_only]"],
+            "options_only needs task.decoding.method=candidates",
+        ),
         (["data.dataset=medmcqa", "data.path=x"], "data.cop_base: medmcqa needs 0"),
         (["data.cop_base=1"], "option of medmcqa, not of medqa"),
         (["data.dataset=pubmedqa"], "data.path=embedded exists for dataset medqa"),
         (["backbone.name=./dir"], "backbone.init=random needs a size name"),
         (["data.split.validation=0.6", "data.split.test=0.5"], "must leave something to train on"),
+        (["data.max_source_length=4096"], "data.max_source_length=4096 needs backbone.max_positions=4096"),
+        (["data.max_target_length=2000", "backbone.max_positions=1999"], "there are positions for 1999"),
+        (
+            ["task.decoding={method: sample, max_new_tokens: 1025}", "evaluation.controls=[]"],
+            "task.decoding.max_new_tokens=1025 needs backbone.max_positions=1025",
+        ),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal(MINIMAL, *overrides)
+
+
+def test_long_inputs_need_and_may_use_more_positions() -> None:
+    overrides = ["backbone.max_positions=4096", "data.max_source_length=4096", "data.max_target_length=1025"]
+    assert parse_recipe(MINIMAL, source="my.yaml", overrides=overrides).backbone.max_positions == 4096
 
 
 @pytest.mark.parametrize(
