@@ -9,7 +9,7 @@ from bmpeft.attention import resolve_backend
 from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
-from bmpeft.backbones.loading import EMBEDDED
+from bmpeft.backbones.loading import NANO
 from bmpeft.backbones.tokenizing import load_tokenizer
 
 TINY: dict[str, Any] = {
@@ -39,7 +39,7 @@ def tiny_backbone(seed: int = 0, attention: str = "eager", **overrides: Any) -> 
         init="random",
         init_seed=seed,
         model=model,
-        tokenizer=load_tokenizer(EMBEDDED, model.config.vocab_size),
+        tokenizer=load_tokenizer(NANO, model.config.vocab_size),
         fingerprint=fingerprint_of(canonical_state(model)),
     )
 
