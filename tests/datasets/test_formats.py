@@ -40,7 +40,7 @@ def refusal(read: object, *arguments: object, **options: object) -> str:
     return message
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=4), compressed=st.booleans())
 def test_tables_hold_any_text_and_count_rows_as_a_spreadsheet_does(
     rows: list[list[str]], compressed: bool, tmp_path_factory: pytest.TempPathFactory
@@ -90,7 +90,7 @@ def test_bad_rows_are_handed_over_and_the_others_still_come(tmp_path: Path) -> N
     assert [error.row for error in bad[3:]] == [2, 3, 4]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.tuples(CELLS, st.binary(max_size=9)), min_size=1, max_size=4), mark=st.booleans())
 def test_tabbed_cells_are_found_again_by_their_place(
     rows: list[tuple[str, bytes]], mark: bool, tmp_path_factory: pytest.TempPathFactory

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from bmpeft.errors import DataError
+from bmpeft.recipe import parse_recipe
 from tests.datasets.files import load, png
 
 NO_SPLITS = {"validation": 0.0, "test": 0.0}
@@ -78,3 +79,16 @@ def test_what_is_neither_here_nor_a_hub_name(tmp_path: Path) -> None:
         load("hf", tmp_path / "gone", "summarization")
     with pytest.raises(DataError, match="holds neither parquet files nor a saved set"):
         load("hf", tmp_path, "summarization")
+
+
+def test_an_adapter_remembers_a_hub_name_whole_and_of_a_directory_only_the_name(tmp_path: Path) -> None:
+    def remembered(path: str) -> str:
+        content = {
+            "backbone": {"name": "biomedgpt-nano"},
+            "data": {"dataset": "hf", "path": path},
+            "output": {"name": "x"},
+        }
+        return str(parse_recipe(content, source="x").portable()["data"]["path"])
+
+    assert remembered("owner/name:configuration") == "owner/name:configuration"
+    assert remembered(str(tmp_path)) == tmp_path.name

@@ -58,7 +58,7 @@ def test_broken_images_are_bad_rows_where_bad_rows_are_allowed(tmp_path: Path) -
     assert loaded.bad_rows[0].startswith(f"{path}, row 6: 5.png: ")
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(groups=st.lists(st.integers(0, 59), max_size=30).flatmap(lambda more: st.permutations([*range(60), *more])))
 def test_split_by_group_pools_the_official_splits(groups: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("d")
