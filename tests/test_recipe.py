@@ -258,7 +258,8 @@ def test_the_digest_depends_on_every_value() -> None:
         (
             "evaluation.controls=[majorty]",
             "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'best_constant', 'lead_sentence', "
-            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; did you mean 'majority'?",
+            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; "
+            "did you mean 'majority'?",
         ),
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
