@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -23,6 +23,12 @@ from bmpeft.recipe_file import check_content, read_content
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+TRAINED_POSITIONS = 1024
+"""Tokens of a source or target that the published weights have positions for."""
+MAX_POSITIONS = 16_384
+"""Most that `backbone.max_positions` may ask for: attention over them costs memory by their square."""
 
 
 class Section(BaseModel):
@@ -41,12 +47,29 @@ class BackboneSection(Section):
         "pretrained", description="random: untrained weights drawn from init_seed"
     )
     init_seed: int = Field(0, ge=0, description="seed of the random weights")
-    tokenizer: str | None = Field(None, description="directory with tokenizer.json, for backbones without one")
+    tokenizer: str | None = Field(None, description="directory with tokenizer files, where the backbone has none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
     )
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention backend; eager is the specification"
+    )
+    max_positions: int | None = Field(
+        None,
+        ge=8,
+        le=MAX_POSITIONS,
+        description=f"of sources and targets, beyond the {TRAINED_POSITIONS:,} of the published weights; "
+        "default: as many as the weights have",
+    )
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        le=2048,
+        multiple_of=16,
+        description="side in pixels of the square that images are resized to; default: the backbone's own",
+    )
+    image_mean_std: Literal["half", "imagenet"] | None = Field(
+        None, description="normalisation: mean and deviation 0.5, or ImageNet's; default: the backbone's own"
     )
 
 
@@ -80,27 +103,74 @@ class CandidatesDecoding(Section):
     normalization: Literal["sum", "length"] = Field("sum", description="which score decides; both are reported")
 
 
-class BeamDecoding(Section):
+class WrittenDecoding(Section):
+    """What beam search and sampling have in common."""
+
+    max_new_tokens: int = Field(64, ge=1, le=MAX_POSITIONS, description="end token included")
+    min_new_tokens: int = Field(0, ge=0, le=MAX_POSITIONS, description="tokens before the answer may end")
+    no_repeat_ngram_size: int = Field(0, ge=0, le=16, description="so many tokens in a row are never written twice")
+
+    @model_validator(mode="after")
+    def _room_to_end(self) -> Self:
+        if self.min_new_tokens >= self.max_new_tokens:
+            raise ValueError("min_new_tokens must be smaller than max_new_tokens")
+        return self
+
+
+class BeamDecoding(WrittenDecoding):
     """Open answers by beam search; num_beams 1 is greedy."""
 
     method: Literal["beam"] = "beam"
     num_beams: int = Field(5, ge=1, le=64)
-    max_new_tokens: int = Field(64, ge=1, le=1024)
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = Field(0, ge=0, le=16)
+    length_penalty: float = Field(1.0, description="the log-likelihood is divided by length ** length_penalty")
 
 
-class SampleDecoding(Section):
+class SampleDecoding(WrittenDecoding):
     """Open answers by sampling."""
 
     method: Literal["sample"] = "sample"
-    max_new_tokens: int = Field(64, ge=1, le=1024)
     temperature: float = Field(1.0, gt=0.0, le=10.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int = Field(0, ge=0)
 
 
-OpenDecoding = Annotated[BeamDecoding | SampleDecoding, Field(discriminator="method")]
+class TrieDecoding(Section):
+    """Open answers from a closed set: beam search that can write nothing but one of them.
+
+    The set is stored in the adapter, which has to give the same answers elsewhere.
+    """
+
+    method: Literal["trie"] = "trie"
+    answers: Literal["train"] | tuple[str, ...] = Field(
+        "train", description="`train`: those of the training rows, never of others; or a list"
+    )
+    answers_file: str | None = Field(None, description="instead of answers: a text file, one answer in each line")
+    min_count: int = Field(1, ge=1, description="with answers=train: leave out those of fewer training rows")
+    num_beams: int = Field(5, ge=1, le=256, description="1 is greedy; as many as there are answers is exhaustive")
+    normalization: Literal["sum", "length"] = Field("sum", description="which score decides, as with candidates")
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _one_line_each(cls, value: Any) -> Any:
+        if value == "train":
+            return value
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ValueError("expected `train`, or a list such as [first, second] of texts")
+        lines = tuple(" ".join(item.split()) for item in value)
+        if not lines or not all(lines):
+            raise ValueError("expected at least one answer, and none that is empty")
+        return tuple(dict.fromkeys(lines))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TrieDecoding:
+        if self.answers_file is not None and self.answers != "train":
+            raise ValueError("answers and answers_file say the same thing in two ways: give one of them")
+        if self.min_count > 1 and (self.answers_file is not None or self.answers != "train"):
+            raise ValueError("min_count counts training rows: it needs answers=train")
+        return self
+
+
+OpenDecoding = Annotated[BeamDecoding | SampleDecoding | TrieDecoding, Field(discriminator="method")]
 
 
 class MixedDecoding(Section):
@@ -111,7 +181,31 @@ class MixedDecoding(Section):
     open: OpenDecoding = BeamDecoding(max_new_tokens=32)
 
 
-Decoding = Annotated[CandidatesDecoding | BeamDecoding | SampleDecoding | MixedDecoding, Field(discriminator="method")]
+Decoding = Annotated[
+    CandidatesDecoding | BeamDecoding | SampleDecoding | TrieDecoding | MixedDecoding, Field(discriminator="method")
+]
+
+
+def trie_of(decoding: Decoding) -> TrieDecoding | None:
+    """The part of a decoding that writes answers from a set, if it has one."""
+    part = decoding.open if isinstance(decoding, MixedDecoding) else decoding
+    return part if isinstance(part, TrieDecoding) else None
+
+
+def with_trie(decoding: Decoding, trie: TrieDecoding) -> Decoding:
+    """The same decoding with another `trie_of` it."""
+    return decoding.model_copy(update={"open": trie}) if isinstance(decoding, MixedDecoding) else trie
+
+
+def without_answers(decoding: Decoding) -> dict[str, Any]:
+    """A decoding as a score card shows it: of a set of answers their number and digest."""
+    trie = trie_of(decoding)
+    if trie is None or trie.answers == "train":
+        return decoding.model_dump(mode="json")
+    digest = hashlib.sha256("\n".join(sorted(trie.answers)).encode()).hexdigest()
+    content = trie.model_dump(mode="json") | {"answers": {"count": len(trie.answers), "sha256": digest}}
+    return content if decoding is trie else {**decoding.model_dump(mode="json"), "open": content}
+
 
 TaskName = Literal[
     "image_classification",
@@ -125,15 +219,14 @@ PromptLayout = Literal["none", "src", "prev_output"]
 
 _WRITTEN = ("beam", "sample")
 _DECODING_METHODS: dict[TaskName, tuple[str, ...]] = {
-    "image_classification": ("candidates", *_WRITTEN),
-    "text_understanding": ("candidates", *_WRITTEN),
+    "image_classification": ("candidates", "trie", *_WRITTEN),
+    "text_understanding": ("candidates", "trie", *_WRITTEN),
     "summarization": _WRITTEN,
-    "question_answering": ("candidates", "mixed", *_WRITTEN),
-    "visual_question_answering": ("candidates", "mixed", *_WRITTEN),
+    "question_answering": ("candidates", "mixed", "trie", *_WRITTEN),
+    "visual_question_answering": ("candidates", "mixed", "trie", *_WRITTEN),
     "captioning": _WRITTEN,
 }
 _TASKS_WITH_LAYOUTS: tuple[TaskName, ...] = ("visual_question_answering", "text_understanding")
-_TASKS_WITH_LABELS: tuple[TaskName, ...] = ("image_classification", "text_understanding")
 # BiomedGPT changes neither the labels nor the prompt of its image classification, and has no such question answering.
 _TASKS_PREPROCESSED_UPSTREAM: tuple[TaskName, ...] = (
     "text_understanding",
@@ -169,9 +262,6 @@ class TaskSection(Section):
         description="what the decoder reads before it answers: nothing, the source (src), or the source without "
         "its end token (prev_output); as `prompt-type` in BiomedGPT's scripts",
     )
-    label_words: dict[str, str] | None = Field(
-        None, description="what the model writes for a label; default: its name, and yes, no, maybe for entailment"
-    )
     upstream_preprocessing: bool = Field(
         False,
         description="lower case, lost punctuation and all, as BiomedGPT's loaders; only to compare with its figures",
@@ -188,13 +278,10 @@ class TaskSection(Section):
             raise ValueError(f"decoding.method={self.decoding.method} is not for {self.name}; use {', '.join(methods)}")
         for key, given, tasks in (
             (f"prompt_layout={self.prompt_layout}", self.prompt_layout != "none", _TASKS_WITH_LAYOUTS),
-            ("label_words", self.label_words is not None, _TASKS_WITH_LABELS),
             ("upstream_preprocessing", self.upstream_preprocessing, _TASKS_PREPROCESSED_UPSTREAM),
         ):
             if given and self.name not in tasks:
                 raise ValueError(f"{key} is for {', '.join(tasks)}, not for {self.name}")
-        if self.label_words is not None and len(set(self.label_words.values())) != len(self.label_words):
-            raise ValueError("label_words: two labels must not have the same word")
         return self
 
 
@@ -215,19 +302,51 @@ class SplitSection(Section):
 class DataSection(Section):
     """Which rows."""
 
-    dataset: str = Field(description="name of a reader: `medqa`, `medmcqa`, `pubmedqa`")
+    dataset: str = Field(description="name of a reader, such as `medqa` or `csv`; see `bmpeft data list`")
     path: str = Field(
         description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package"
     )
     split: SplitSection = Field(
         default_factory=SplitSection, description="used where the files carry no official split"
     )
+    split_by: Literal["official", "group", "image"] = Field(
+        "official",
+        description="group, image: pool the official splits and divide them anew by `split`, so that no group "
+        "(patient, question ...) or no image is in two of them",
+    )
+    fields: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="own data only: field of a record -> column, or list of columns"
+    )
+    label_names: dict[str | int, str] | None = Field(
+        None, description="label in the files -> name that the model reads and writes, in the order of the labels"
+    )
+    label_base: Literal[0, 1] | None = Field(
+        None, description="own data only: whether labels that are numbers count the choices from 0 or from 1"
+    )
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(
+        None, description="own tables only: between cells; default: a tab for .tsv, else a comma"
+    )
+    images: str | None = Field(None, description="directory of the images, where it is not beside the data file")
+    licence: str | None = Field(None, description="own data only: the licence that records and adapter state")
+    variant: str | None = Field(None, description="which of several targets of a dataset; see `bmpeft data list`")
+    accept_leakage: bool = Field(
+        False,
+        description="train although scored rows share images, groups or whole rows with training; on the card",
+    )
+    skip_bad_rows: int = Field(
+        0, ge=0, description="leave out up to so many bad rows, counted on the card; images are decoded to find them"
+    )
     cop_base: Literal[0, 1] | None = Field(
         None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1"
     )
-    max_source_length: int = Field(256, ge=8, le=1024, description="tokens, special tokens included")
-    max_target_length: int = Field(64, ge=2, le=1024, description="tokens, end token included")
+    max_source_length: int = Field(256, ge=8, le=MAX_POSITIONS, description="tokens, special tokens included")
+    max_target_length: int = Field(64, ge=2, le=MAX_POSITIONS, description="tokens, end token included")
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
+
+    @property
+    def is_hub_name(self) -> bool:
+        """Whether `path` names a dataset of the hub: nothing of that name is here."""
+        return self.dataset == "hf" and not Path(self.path).expanduser().exists()
 
 
 class TrainingSection(Section):
@@ -292,6 +411,9 @@ class TrainingSection(Section):
         lt=1.0,
         description="stochastic depth of encoder and decoder: 0 at the first layer, rising to this at the last; "
         "default: the backbone's own",
+    )
+    sample_patch_num: int | None = Field(
+        None, ge=1, description="in each training step, so many randomly drawn patches of each image; default: all"
     )
     ema_decay: float | None = Field(
         None, gt=0.0, lt=1.0, description="evaluate and store a moving average of the trainable tensors with this decay"
@@ -369,7 +491,22 @@ class Recipe(Section):
             raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
         if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
             raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
+        self._refuse_lengths_without_positions()
         return self
+
+    def _refuse_lengths_without_positions(self) -> None:
+        positions = self.backbone.max_positions or TRAINED_POSITIONS
+        lengths = {
+            "data.max_source_length": self.data.max_source_length,
+            "data.max_target_length": self.data.max_target_length,
+        }
+        written = {"task.decoding": self.task.decoding, "task.decoding.open": getattr(self.task.decoding, "open", None)}
+        lengths |= {f"{key}.max_new_tokens": getattr(part, "max_new_tokens", 0) for key, part in written.items()}
+        for key, length in lengths.items():
+            if length > positions:
+                raise ValueError(
+                    f"{key}={length} needs backbone.max_positions={length}: there are positions for {positions}"
+                )
 
     def digest(self) -> str:
         """SHA-256 of the recipe's content, paths included, independent of key order and YAML style."""
@@ -381,9 +518,19 @@ class Recipe(Section):
         Paths are reduced to their last part, so that no directory names leave the machine.
         """
         content: dict[str, Any] = self.model_dump(mode="json")
-        for section, key in (("data", "path"), ("backbone", "tokenizer"), ("output", "directory"), ("output", "runs")):
-            if content[section][key] is not None:
+        for section, key in (
+            ("data", "path"),
+            ("data", "images"),
+            ("backbone", "tokenizer"),
+            ("output", "directory"),
+            ("output", "runs"),
+        ):
+            if content[section][key] is not None and not (key == "path" and self.data.is_hub_name):
                 content[section][key] = Path(content[section][key]).name
+        decoding = content["task"]["decoding"]
+        for part in (decoding, decoding.get("open", {})):
+            if part.get("answers_file") is not None:
+                part["answers_file"] = Path(part["answers_file"]).name
         content["backbone"]["name"] = portable_name(content["backbone"]["name"])
         return content
 

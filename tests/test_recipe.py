@@ -22,7 +22,7 @@ MINIMAL: dict[str, Any] = {
     "output": {"name": "test"},
 }
 
-METHODS = "'candidates', 'beam', 'sample', 'mixed'"
+METHODS = "'candidates', 'beam', 'sample', 'trie', 'mixed'"
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_the_digest_depends_on_every_value() -> None:
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
         (
             "task.decoding.num_beams=3",
-            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'mixed'",
+            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'trie', 'mixed'",
         ),
         (
             "task.decoding.method=baem",
@@ -315,16 +315,30 @@ def test_a_missing_section_and_more_problems_are_counted() -> None:
     ("overrides", "words"),
     [
         (["training.select_by=accuracy", "task.decoding={method: beam}"], "task.decoding.method=candidates"),
-        (["task.decoding={method: sample}"], "options_only needs task.decoding.method=candidates"),
+        (
+            ["task.decoding={method: sample}", "evaluation.controls=[options_only]"],
+            "options_only needs task.decoding.method=candidates",
+        ),
         (["data.dataset=medmcqa", "data.path=x"], "data.cop_base: medmcqa needs 0"),
         (["data.cop_base=1"], "option of medmcqa, not of medqa"),
         (["data.dataset=pubmedqa"], "data.path=embedded exists for dataset medqa"),
         (["backbone.name=./dir"], "backbone.init=random needs a size name"),
         (["data.split.validation=0.6", "data.split.test=0.5"], "must leave something to train on"),
+        (["data.max_source_length=4096"], "data.max_source_length=4096 needs backbone.max_positions=4096"),
+        (["data.max_target_length=2000", "backbone.max_positions=1999"], "there are positions for 1999"),
+        (
+            ["task.decoding={method: sample, max_new_tokens: 1025}", "evaluation.controls=[]"],
+            "task.decoding.max_new_tokens=1025 needs backbone.max_positions=1025",
+        ),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal(MINIMAL, *overrides)
+
+
+def test_long_inputs_need_and_may_use_more_positions() -> None:
+    overrides = ["backbone.max_positions=4096", "data.max_source_length=4096", "data.max_target_length=1025"]
+    assert parse_recipe(MINIMAL, source="my.yaml", overrides=overrides).backbone.max_positions == 4096
 
 
 @pytest.mark.parametrize(

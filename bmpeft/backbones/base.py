@@ -12,27 +12,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bmpeft.records import Example
+from bmpeft.images.processing import ImageProcessor
+from bmpeft.records import Example, ImageReference
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from bmpeft.recipe import BeamDecoding, SampleDecoding
+    from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """One example as token ids. `labels` ends with the end token and is None where there is no target.
+    """One example as token ids, its image still a reference: pixels exist for a batch at a time.
 
-    `document_tokens_cut` counts the tokens of the document that did not fit the limit. `decoder_prefix` is what
-    the decoder reads between its start token and the answer; its tokens carry no loss.
+    Attributes:
+        input_ids: the source with its special tokens.
+        labels: the target with the end token; None where there is no target.
+        document_tokens_cut: tokens of the document that did not fit the limit.
+        image: the image in front of the text.
+        image_patches: positions that it takes in the encoder.
+        decoder_prefix: what the decoder reads between its start token and the answer; its tokens carry no loss.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...] | None
     document_tokens_cut: int = 0
+    image: ImageReference | None = None
+    image_patches: int = 0
     decoder_prefix: tuple[int, ...] = ()
+
+    @property
+    def source_length(self) -> int:
+        """Positions in the encoder: image patches and tokens."""
+        return self.image_patches + len(self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,13 @@ class CandidateScores:
 
     log_likelihoods: tuple[float, ...]
     lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """Answers that a backbone has compiled for its constrained search; a family may add what it needs."""
+
+    answers: tuple[str, ...]
 
 
 class FrozenBackbone(ABC):
@@ -53,6 +73,8 @@ class FrozenBackbone(ABC):
         fingerprint: SHA-256 that names the weights, see `bmpeft.backbones.fingerprint`.
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
         attention: the resolved attention backend ("eager", "sdpa").
+        image_processor: what makes pixels of images; None where it reads no images.
+        max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
     """
 
@@ -69,11 +91,14 @@ class FrozenBackbone(ABC):
         fingerprint: str,
         tokenizer_digest: str,
         attention: str,
+        image_processor: ImageProcessor | None = None,
     ) -> None:
         self.name, self.init, self.init_seed = name, init, init_seed
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
         self.attention = attention
+        self.image_processor = image_processor
+        self.max_positions: int | None = None
         self.model.requires_grad_(False)
         self.model.eval()
 
@@ -96,8 +121,16 @@ class FrozenBackbone(ABC):
         """Products that the widest of these blocks' linear layers adds up for one value."""
 
     @abstractmethod
+    def extend_positions(self, positions: int) -> None:
+        """Take longer sources and targets; the outputs for all others, and the fingerprint, stay as they are.
+
+        Raises:
+            BackboneError: the weights have more positions than that.
+        """
+
+    @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
-        """Token ids of an example; cuts its document, never the prompt's own words.
+        """Token ids of an example; cuts its document, never the prompt's own words. Its image is not read yet.
 
         Raises:
             DataError: the prompt without its document, or the target, exceeds the limit.
@@ -105,11 +138,15 @@ class FrozenBackbone(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
-        """Pad examples to one batch.
+        """Pad examples to one batch, and read their images.
 
         Returns:
-            `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored);
-            where any decoder reads a prefix, `decoder_input_ids` [B, T] too.
+            `input_ids` [B, L], `attention_mask` [B, L]; where one has an image, `pixel_values` [B, 3, S, S] float32
+            (zeros in a row without one) and `pixel_mask` [B] boolean; where all have labels, `labels` [B, T] (-100
+            ignored) and, where any decoder reads a prefix, `decoder_input_ids` [B, T].
+
+        Raises:
+            ImageError: an image cannot be read; names its file.
         """
 
     @abstractmethod
@@ -131,6 +168,29 @@ class FrozenBackbone(ABC):
         max_source_length: int,
     ) -> list[str]:
         """Free text for every example."""
+
+    @abstractmethod
+    def compile_answers(self, answers: Sequence[str]) -> AnswerSet:
+        """A set of answers for `choose`, made once and used for any number of batches.
+
+        Raises:
+            UsageError: an answer that the backbone cannot write; named by its number, from 1.
+        """
+
+    @abstractmethod
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        """One of the answers for every example, by a search that can write nothing else.
+
+        Answers are written with a space before them, as BiomedGPT was pretrained, and returned without it.
+        """
 
     @abstractmethod
     def save_pretrained(self, directory: str | Path) -> None:

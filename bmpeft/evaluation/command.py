@@ -17,11 +17,11 @@ from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import UsageError, did_you_mean
 from bmpeft.evaluation.kept import RunStore, kept_directory
 from bmpeft.evaluation.page import check_page_path, write_page
-from bmpeft.evaluation.run import answers_identity, evaluate, trained_on
+from bmpeft.evaluation.run import answers_identity, evaluate, known_leakage, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
-from bmpeft.tasks import make_task
+from bmpeft.tasks import make_task, spell_out_answers
 
 if TYPE_CHECKING:
     from bmpeft.evaluation.split_run import MeasuredSplit
@@ -96,7 +96,8 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
     manifest = load_artifact(directory).manifest
     content = {**manifest.recipe, "task": manifest.task.model_dump(mode="json")}
     recipe = parse_recipe(content, source=str(directory), overrides=overrides)
-    if recipe.data.path != EMBEDDED and not Path(recipe.data.path).expanduser().exists():
+    here = recipe.data.path == EMBEDDED or recipe.data.is_hub_name or Path(recipe.data.path).expanduser().exists()
+    if not here:
         raise UsageError(
             f"{directory} remembers only the name of its data, {recipe.data.path!r}, and nothing of that name is here; "
             "add data.path=FILE_OR_DIRECTORY"
@@ -109,14 +110,15 @@ def _measure(
 ) -> ScoreCard:
     """Measure the adapter of a directory; `measured` gets each split's rows and answers."""
     artifact = load_artifact(directory)
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
+    train = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
+    task = make_task(spell_out_answers(task, train), recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 
     backbone = Backbone(load_frozen_backbone(recipe.backbone))
     name = backbone.load_adapter(directory)
-    train = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
     with backbone.model_with(name) as model:
         return evaluate(
             backbone.frozen,
@@ -128,6 +130,7 @@ def _measure(
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
+            leakage=known_leakage(artifact.manifest.data, dataset),
             without_adapter=lambda: backbone.model_with(None),
             progress=progress,
             train_records=train,

@@ -12,12 +12,13 @@ from bmpeft.evaluation.controls import fitting_controls
 from bmpeft.evaluation.metrics import accepted_answers
 from bmpeft.evaluation.score_card import BackboneStamp, ScoreCard, TrainedOn
 from bmpeft.evaluation.split_run import MeasuredSplit, SplitRun, WithoutAdapter
-from bmpeft.recipe import match_splits
+from bmpeft.recipe import match_splits, without_answers
 
 if TYPE_CHECKING:
     from bmpeft.adapters.manifest import DataOrigin
     from bmpeft.backbones.base import FrozenBackbone
     from bmpeft.datasets import LoadedDataset
+    from bmpeft.datasets.leakage import Leakage
     from bmpeft.evaluation.kept import RunStore
     from bmpeft.progress import Progress
     from bmpeft.recipe import BackboneSection, EvaluationSection
@@ -39,6 +40,7 @@ def evaluate(
     max_source_length: int,
     seed: int,
     trained_on: TrainedOn | None,
+    leakage: Leakage | None = None,
     without_adapter: WithoutAdapter | None,
     progress: Progress,
     train_records: Sequence[Record] | None = None,
@@ -57,6 +59,7 @@ def evaluate(
         max_source_length: tokens.
         seed: of the shuffle behind `evaluation.limit`, of the bootstrap and of the controls that draw.
         trained_on: the rows that the adapter was trained on; None for the bare backbone.
+        leakage: what its splits share with those rows; None: not known.
         without_adapter: a context in which `model` is the bare backbone, for the control frozen_backbone.
             Without an adapter that control would compare the model with itself; it is left out then.
         progress: shows the passes over the rows.
@@ -94,7 +97,7 @@ def evaluate(
     return ScoreCard(
         task=task.name,
         prompt=task.prompt,
-        decoding=task.decoding.model_dump(),
+        decoding=without_answers(task.decoding),
         dataset=dataset.name,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,
@@ -103,6 +106,7 @@ def evaluate(
         backbone=BackboneStamp.of(backbone),
         adapter=adapter,
         trained_on=trained_on,
+        leakage=None if leakage is None else leakage.of([result.split for result in results]),
         max_source_length=max_source_length,
         seed=seed,
         bootstrap_samples=evaluation.bootstrap_samples,
@@ -141,6 +145,14 @@ def trained_on(data: DataOrigin) -> TrainedOn:
         rows=data.train_rows,
         contaminated_rows=data.contaminated_rows.get("train"),
     )
+
+
+def known_leakage(data: DataOrigin, dataset: LoadedDataset) -> Leakage | None:
+    """What was found when the adapter was trained, for the splits of a dataset that are still the same rows."""
+    if data.leakage is None:
+        return None
+    same = [split for split in data.leakage.splits if data.split_digests[split] == dataset.split_digests.get(split)]
+    return data.leakage.of(same)
 
 
 def answers_identity(section: BackboneSection) -> Mapping[str, Any]:

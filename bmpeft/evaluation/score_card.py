@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, computed_field
 
+from bmpeft.datasets.leakage import Leakage
 from bmpeft.errors import BmpeftError
 from bmpeft.recipe import portable_name
 
@@ -162,6 +163,7 @@ class ScoreCard(CardPart):
     backbone: BackboneStamp
     adapter: str | None
     trained_on: TrainedOn | None
+    leakage: Leakage | None = Field(None, description="what these splits share with training rows; None: not known")
     max_source_length: int
     seed: int
     bootstrap_samples: int
@@ -177,6 +179,8 @@ class ScoreCard(CardPart):
         if self.trained_on is not None:
             own = [r.split for r in self.results if r.split_digest == self.trained_on.split_digest]
             remarks += [f"{split} holds the rows that the adapter was trained on" for split in own]
+        if self.leakage is not None:
+            remarks += [f"leakage accepted: {overlap.line()}" for overlap in self.leakage.leaks]
         if self.synthetic:
             remarks.append("synthetic data")
         if self.backbone.init == "random":
@@ -325,6 +329,10 @@ def card_notes(card: ScoreCard) -> list[tuple[str, str]]:
     if trained_on is not None:
         rows = "" if trained_on.rows is None else f", {trained_on.rows:,} rows"
         notes.append(("trained on", f"{trained_on.dataset}{rows}, digest {trained_on.split_digest[:12]}"))
+    if card.leakage is not None:
+        notes.append(("overlap with training rows", "; ".join(card.leakage.lines()) or "none found"))
+    elif trained_on is not None:
+        notes.append(("overlap with training rows", "not known: not the splits that the adapter was trained beside"))
     for result in card.results:
         parts = (
             f"{result.n:,} of {result.rows:,} rows, digest {result.split_digest[:12]}",

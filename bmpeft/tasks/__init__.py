@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bmpeft.tasks.answers import spell_out_answers
 from bmpeft.tasks.base import Task
 from bmpeft.tasks.captioning import Captioning
 from bmpeft.tasks.image_classification import ImageClassification
@@ -22,7 +23,7 @@ from bmpeft.tasks.visual_question_answering import VisualQuestionAnswering
 if TYPE_CHECKING:
     from bmpeft.recipe import TaskName, TaskSection
 
-__all__ = ["Task", "make_task", "predict_examples"]
+__all__ = ["Task", "make_task", "predict_examples", "spell_out_answers"]
 
 _TASKS: dict[TaskName, type[Task]] = {
     "image_classification": ImageClassification,

@@ -10,15 +10,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bmpeft.errors import UsageError
 from bmpeft.recipe import Decoding, TaskName, TaskSection, decoding_methods
 from bmpeft.records import Example, Record
 from bmpeft.tasks.template import Rendered, parse_template
-
-if TYPE_CHECKING:
-    from bmpeft.datasets import LoadedDataset
 
 CHOICE_SEPARATOR = "; "
 Shortened = tuple[str, Literal["head", "tail"]]
@@ -94,17 +91,6 @@ class Task(ABC):
         values = {name: "" if name == "text" else value for name, value in self._values(record).items()}
         return dataclasses.replace(self._made(record, self._template.render(values)), image=None)
 
-    def require_rows(self, dataset: LoadedDataset) -> None:
-        """Refuse a dataset whose records are for another task.
-
-        Raises:
-            UsageError: names both tasks.
-        """
-        found = {record.task for records in dataset.splits.values() for record in records[:1]} - {self.name}
-        if found:
-            others = " and ".join(sorted(found))
-            raise UsageError(f"task.name: the rows of {dataset.name} are for {others}, not for {self.name}")
-
     # What a subclass may say differently.
 
     def field(self, record: Record, placeholder: str) -> str | None:
@@ -152,7 +138,7 @@ class Task(ABC):
     ) -> Example:
         choices = self.choices(record)
         if self.decoding.method == "candidates" and not choices:
-            others = " or ".join(method for method in decoding_methods(self.name) if method != "candidates")
+            others = ", ".join(method for method in decoding_methods(self.name) if method != "candidates")
             raise UsageError(f"task.decoding.method=candidates: record {record.id!r} has no choices; use {others}")
         return Example(
             record=record,

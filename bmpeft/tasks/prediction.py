@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bmpeft.errors import BmpeftError
+from bmpeft.errors import BmpeftError, UsageError
 from bmpeft.records import Example, Prediction
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import CandidateScores, FrozenBackbone
-    from bmpeft.recipe import BeamDecoding, CandidatesDecoding, Decoding, SampleDecoding
+    from bmpeft.recipe import BeamDecoding, CandidatesDecoding, Decoding, SampleDecoding, TrieDecoding
 
-    SingleDecoding = CandidatesDecoding | BeamDecoding | SampleDecoding
+    SingleDecoding = CandidatesDecoding | BeamDecoding | SampleDecoding | TrieDecoding
+    Predictor = Callable[[Sequence[Example]], list[Prediction]]
 
 
 def predict_examples(
@@ -36,6 +37,7 @@ def predict_examples(
 
     Raises:
         BmpeftError: the model's scores are not finite; names the record.
+        UsageError: a trie whose answers are not spelled out, or cannot be written.
         ValueError: the model is in training mode, in which dropout would change its answers.
     """
     import torch
@@ -45,30 +47,41 @@ def predict_examples(
     predictions: dict[int, Prediction] = {}
     with torch.inference_mode():
         for part, rows in _by_decoding(examples, decoding):
+            predict = _predictor(backbone, model, part, max_source_length, adapter)
             for indices in _batches(examples, rows, batch_size):
-                batch = [examples[i] for i in indices]
-                made = _predicted(backbone, model, batch, part, max_source_length, adapter)
+                made = predict([examples[i] for i in indices])
                 predictions.update(zip(indices, made, strict=True))
                 if on_batch is not None:
                     on_batch(made)
                 if on_progress is not None:
-                    on_progress(len(batch))
+                    on_progress(len(indices))
     return [predictions[i] for i in range(len(examples))]
 
 
-def _predicted(
-    backbone: FrozenBackbone,
-    model: Any,
-    batch: Sequence[Example],
-    decoding: SingleDecoding,
-    max_source_length: int,
-    adapter: str | None,
-) -> list[Prediction]:
-    if decoding.method == "candidates":
+def _predictor(
+    backbone: FrozenBackbone, model: Any, decoding: SingleDecoding, max_source_length: int, adapter: str | None
+) -> Predictor:
+    """How one way of decoding answers a batch; what it prepares serves all batches."""
+
+    def scored(batch: Sequence[Example]) -> list[Prediction]:
+        assert decoding.method == "candidates"
         scores = backbone.score_candidates(model, batch, max_source_length=max_source_length)
         return [_closed(e, s, decoding, adapter) for e, s in zip(batch, scores, strict=True)]
-    texts = backbone.generate(model, batch, decoding, max_source_length=max_source_length)
-    return [Prediction(e.record.id, t.strip(), adapter=adapter) for e, t in zip(batch, texts, strict=True)]
+
+    def written(texts: Sequence[str], batch: Sequence[Example]) -> list[Prediction]:
+        return [Prediction(e.record.id, t.strip(), adapter=adapter) for e, t in zip(batch, texts, strict=True)]
+
+    if decoding.method == "candidates":
+        return scored
+    if decoding.method == "trie":
+        if decoding.answers == "train":
+            raise UsageError("task.decoding.answers=train: no answers are spelled out here; give a list of them")
+        answers, trie = backbone.compile_answers(decoding.answers), decoding
+        return lambda batch: written(
+            backbone.choose(model, batch, answers, trie, max_source_length=max_source_length), batch
+        )
+    free = decoding
+    return lambda batch: written(backbone.generate(model, batch, free, max_source_length=max_source_length), batch)
 
 
 def _by_decoding(examples: Sequence[Example], decoding: Decoding) -> Iterator[tuple[SingleDecoding, list[int]]]:
@@ -81,10 +94,27 @@ def _by_decoding(examples: Sequence[Example], decoding: Decoding) -> Iterator[tu
 
 
 def _batches(examples: Sequence[Example], rows: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of examples of similar length, the longest first: what does not fit the memory fails at once."""
-    order = sorted(rows, key=lambda i: len(examples[i].source), reverse=True)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    """Indices of examples of similar length, the longest first: what does not fit the memory fails at once.
+
+    An image takes more positions than most texts, so that rows with one come before those without. Rows with the
+    same image stand in one batch where they fit into one, since its features are computed once for a batch.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i in sorted(rows, key=lambda i: (examples[i].image is not None, len(examples[i].source)), reverse=True):
+        image = examples[i].image
+        groups.setdefault(("row", i) if image is None else ("image", image), []).append(i)
+    batch: list[int] = []
+    for group in groups.values():
+        if len(batch) + len(group) > batch_size >= len(group):
+            yield batch
+            batch = []
+        for i in group:
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+            batch.append(i)
+    if batch:
+        yield batch
 
 
 def _closed(example: Example, scores: CandidateScores, decoding: CandidatesDecoding, adapter: str | None) -> Prediction:

@@ -77,8 +77,13 @@ class EncodedDataset(Dataset[EncodedExample]):
         return len(self.examples)
 
     def lengths(self) -> list[int]:
-        """Tokens of each row: source, decoder prefix and target."""
-        return [len(row.input_ids) + len(row.decoder_prefix) + len(row.labels or ()) for row in self.examples]
+        """Positions that each row takes: image patches, tokens of source, decoder prefix and target."""
+        return [row.source_length + len(row.decoder_prefix) + len(row.labels or ()) for row in self.examples]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a row has an image."""
+        return any(example.image is not None for example in self.examples)
 
 
 class EpochLoader(DataLoader[EncodedExample]):

@@ -108,6 +108,19 @@ def test_new_rows_of_cached_decoding_are_the_last_rows_of_the_whole_bias(
     torch.testing.assert_close(rows, whole[:, :, offset:])
 
 
+@given(positions=st.lists(st.integers(0, 20), min_size=1, max_size=8))
+def test_tokens_of_a_tree_have_the_distances_of_their_depths(positions: list[int]) -> None:
+    table = torch.randn(2, 15, generator=torch.Generator().manual_seed(0))
+    layout = Layout(token_bucket_size=8, max_positions=21, text_positions=torch.tensor([positions, positions[::-1]]))
+    matrix = PositionBias(token_table=table, layout=layout).materialize(len(positions), len(positions))
+    assert matrix is not None and matrix.shape == (2, 2, len(positions), len(positions))
+    for row, order in enumerate((positions, positions[::-1])):
+        for i, query in enumerate(order):
+            for j, key in enumerate(order):
+                bucket = min(max(bucket_of(query - key, 8, 21), 0), 14)
+                torch.testing.assert_close(matrix[row, :, i, j], table[:, bucket])
+
+
 def test_an_empty_bias_is_none() -> None:
     assert PositionBias().materialize(3, 3) is None
 
