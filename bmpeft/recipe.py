@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bmpeft.errors import RecipeError, UsageError, did_you_mean
+from bmpeft.recipe_controls import ControlName, control_problem
 from bmpeft.recipe_file import check_content, read_content
 
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
@@ -46,7 +47,7 @@ class BackboneSection(Section):
         "pretrained", description="random: untrained weights drawn from init_seed"
     )
     init_seed: int = Field(0, ge=0, description="seed of the random weights")
-    tokenizer: str | None = Field(None, description="directory with tokenizer.json, for backbones without one")
+    tokenizer: str | None = Field(None, description="directory with tokenizer files, where the backbone has none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
     )
@@ -226,7 +227,6 @@ _DECODING_METHODS: dict[TaskName, tuple[str, ...]] = {
     "captioning": _WRITTEN,
 }
 _TASKS_WITH_LAYOUTS: tuple[TaskName, ...] = ("visual_question_answering", "text_understanding")
-_TASKS_WITH_LABELS: tuple[TaskName, ...] = ("image_classification", "text_understanding")
 # BiomedGPT changes neither the labels nor the prompt of its image classification, and has no such question answering.
 _TASKS_PREPROCESSED_UPSTREAM: tuple[TaskName, ...] = (
     "text_understanding",
@@ -262,9 +262,6 @@ class TaskSection(Section):
         description="what the decoder reads before it answers: nothing, the source (src), or the source without "
         "its end token (prev_output); as `prompt-type` in BiomedGPT's scripts",
     )
-    label_words: dict[str, str] | None = Field(
-        None, description="what the model writes for a label; default: its name, and yes, no, maybe for entailment"
-    )
     upstream_preprocessing: bool = Field(
         False,
         description="lower case, lost punctuation and all, as BiomedGPT's loaders; only to compare with its figures",
@@ -281,13 +278,10 @@ class TaskSection(Section):
             raise ValueError(f"decoding.method={self.decoding.method} is not for {self.name}; use {', '.join(methods)}")
         for key, given, tasks in (
             (f"prompt_layout={self.prompt_layout}", self.prompt_layout != "none", _TASKS_WITH_LAYOUTS),
-            ("label_words", self.label_words is not None, _TASKS_WITH_LABELS),
             ("upstream_preprocessing", self.upstream_preprocessing, _TASKS_PREPROCESSED_UPSTREAM),
         ):
             if given and self.name not in tasks:
                 raise ValueError(f"{key} is for {', '.join(tasks)}, not for {self.name}")
-        if self.label_words is not None and len(set(self.label_words.values())) != len(self.label_words):
-            raise ValueError("label_words: two labels must not have the same word")
         return self
 
 
@@ -435,9 +429,6 @@ class TrainingSection(Section):
         return self
 
 
-ControlName = Literal["majority", "options_only", "frozen_backbone"]
-
-
 class EvaluationSection(Section):
     """What is measured after training and against which controls."""
 
@@ -448,7 +439,9 @@ class EvaluationSection(Section):
         None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card"
     )
     batch_size: int = Field(32, ge=1)
-    controls: tuple[ControlName, ...] = ("majority", "options_only", "frozen_backbone")
+    controls: tuple[ControlName, ...] | None = Field(
+        None, description="what the model is compared with; default: every control that fits task, decoding and rows"
+    )
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
 
 
@@ -481,8 +474,10 @@ class Recipe(Section):
         closed = self.task.decoding.method == "candidates"
         if self.training.select_by == "accuracy" and not closed:
             raise ValueError("training.select_by=accuracy needs task.decoding.method=candidates")
-        if not closed and "options_only" in self.evaluation.controls:
-            raise ValueError("evaluation.controls: options_only needs task.decoding.method=candidates")
+        for control in self.evaluation.controls or ():
+            problem = control_problem(control, task=self.task.name, method=self.task.decoding.method)
+            if problem is not None:
+                raise ValueError(f"evaluation.controls: {problem}")
         if self.data.dataset == "medmcqa" and self.data.cop_base is None:
             raise ValueError("data.cop_base: medmcqa needs 0 (the hub's copy) or 1 (the original files)")
         if self.data.dataset != "medmcqa" and self.data.cop_base is not None:

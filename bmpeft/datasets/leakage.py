@@ -5,7 +5,7 @@
 
 What is looked for, and what follows for a split that is scored:
 
-    group      the row's patient, study or image is one of the training rows'          refused
+    group      the row's patient, image, document ... is one of the training rows'     refused
     image      the row's image, byte for byte (or value for value), is in training     refused
     row        the row's whole input (image, question, document, options) is           refused
     similar    the row's image is almost one of training's (`perceptual`)              reported
@@ -48,7 +48,7 @@ MAX_GRAMS = 5_000_000
 
 _REFUSED: frozenset[OverlapKind] = frozenset({"group", "image", "row"})
 _WORDS: dict[OverlapKind, str] = {
-    "group": "share a group (patient, study or image) with training rows",
+    "group": "share their group (patient, image, document ...) with training rows",
     "image": "show an image of the training rows",
     "row": "are in the training rows word for word",
     "similar": f"show almost an image of the training rows (perceptual hash, at most {SIMILAR_BITS} of {BITS} bits)",
@@ -209,6 +209,7 @@ class _Seen:
     def hits(self, rows: Sequence[Record], pictures: _Pictures) -> dict[OverlapKind, list[bool]]:
         """For each kind, which of the rows have it."""
         verbatim = [_has_text(record) and _input(record, pictures) in self.inputs for record in rows]
+        others = ["" if whole else _document(record) for record, whole in zip(rows, verbatim, strict=True)]
         asked = [bool(record.question) and normalize_words(record.question or "") in self.questions for record in rows]
         return {
             "group": [record.group in self.groups for record in rows],
@@ -216,7 +217,7 @@ class _Seen:
             "row": verbatim,
             "similar": pictures.similar(rows, self.digests),
             "question": [same and not whole for same, whole in zip(asked, verbatim, strict=True)],
-            "document": _documents_seen([_document(record) for record in rows], self.documents),
+            "document": _documents_seen(others, self.documents),
         }
 
 

@@ -70,8 +70,6 @@ def _official(splits: Splits) -> tuple[Splits, str]:
 
 def _parse_file(reading: Reading, path: Path, split: str, base: int) -> tuple[Record, ...]:
     rows = tuple(reading.json_rows(path))
-    if not rows:
-        raise DataError(path, "holds no rows")
     hidden = [row for row in rows if row.values.get("cop") in (None, -1)]
     if hidden and len(hidden) < len(rows):
         raise hidden[0].error(
@@ -79,7 +77,7 @@ def _parse_file(reading: Reading, path: Path, split: str, base: int) -> tuple[Re
         )
     if not hidden:
         _check_base(path, rows, base)
-    return reading.records(rows, partial(_record, reading, split, None if hidden else base))
+    return reading.some(reading.records(rows, partial(_record, reading, split, None if hidden else base)), path)
 
 
 def _check_base(path: Path, rows: tuple[Row, ...], base: int) -> None:

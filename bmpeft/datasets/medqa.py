@@ -49,7 +49,7 @@ def read(reading: Reading) -> LoadedDataset:
     return reading.finish(reading.by_file(files, reading.json_rows, partial(_record, reading)))
 
 
-def _record(reading: Reading, row: Row, split: str) -> Record:
+def _record(reading: Reading, split: str, row: Row) -> Record:
     question, options = row.text("question"), _options(row)
     letter = row.text("answer_idx")
     if letter not in options:
@@ -99,5 +99,5 @@ def _read_embedded(reading: Reading) -> LoadedDataset:
     for split in embedded.SPLITS:
         numbered = enumerate(embedded.rows(split), start=1)
         rows = (Row(Path(EMBEDDED) / split, number, row) for number, row in numbered)
-        splits[split] = synthetic.records(rows, partial(_record, synthetic, split=split))
+        splits[split] = synthetic.records(rows, partial(_record, synthetic, split))
     return assemble(EMBEDDED_INFO, splits, "by fact and wording, as the package ships it", synthetic=True)

@@ -7,6 +7,7 @@ a seeded hash of the PMID (`data.split.validation`; `data.split.test` is not use
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +44,25 @@ def read(reading: Reading) -> LoadedDataset:
         )
     rows = [Row(rows_file, n, {**_row(rows_file, n, value), PMID: pmid}) for n, pmid, value in _items(rows_file)]
     test_ids = _test_ids(test_file, rows)
-    records = reading.records(rows, lambda row: _record(reading, row))
-    splits = {
-        "train": tuple(record for record in records if record.id not in test_ids),
-        "test": tuple(record for record in records if record.id in test_ids),
+    divided = {
+        "train": [row for row in rows if row.values[PMID] not in test_ids],
+        "test": [row for row in rows if row.values[PMID] in test_ids],
     }
-    return reading.finish(splits)
+    return reading.finish({s: reading.records(part, partial(_record, reading, s)) for s, part in divided.items()})
 
 
 def _items(path: Path) -> list[tuple[int, str, Any]]:
     return [(number, pmid, value) for number, (pmid, value) in enumerate(_object(path).items(), start=1)]
 
 
-def _record(reading: Reading, row: Row) -> Record:
+def _record(reading: Reading, split: str, row: Row) -> Record:
     """A question about the abstract; for summarization the abstract, whose conclusion is the summary."""
     decision, pmid = row.one_of("final_decision", ANSWERS), row.text(PMID)
     closed = reading.task != "summarization"
     return Record(
         id=pmid,
         task=reading.task,
-        split="test",
+        split=split,
         group=pmid,
         text=_abstract(row),
         question=row.text("QUESTION"),

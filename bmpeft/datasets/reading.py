@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bmpeft.datasets.base import ANY_TASK, DatasetInfo, LoadedDataset, assemble, missing
 from bmpeft.datasets.formats.json_rows import read_rows
 from bmpeft.datasets.formats.sheets import read_sheet
-from bmpeft.datasets.formats.tables import read_table
-from bmpeft.datasets.rows import Identities, Row
-from bmpeft.datasets.splits import SPLIT_NAMES, describe, divide
+from bmpeft.datasets.formats.tables import read_tabbed, read_table
+from bmpeft.datasets.rows import Identities, Row, json_type
+from bmpeft.datasets.splits import SPLIT_NAMES, describe, divide, image_digests
 from bmpeft.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from bmpeft.recipe import DataSection
-    from bmpeft.records import Record
+    from bmpeft.records import ImageReference, Record
 
 Splits = dict[str, tuple["Record", ...]]
 ALL = "all"  # the split of rows that no file or field assigns to one
@@ -63,15 +64,19 @@ class Reading:
         if len(self._bad) > self.data.skip_bad_rows:
             raise self._bad[0]
 
-    def leave_out(self, what: str) -> None:
+    def leave_out(self, what: str, count: int = 1) -> None:
         """Count a row that is well-formed but holds nothing for this task, such as "reports without findings"."""
-        self._left_out[what] += 1
+        self._left_out[what] += count
 
     # Rows
 
     def json_rows(self, path: Path) -> Iterator[Row]:
         """See `read_rows`; bad lines count as bad rows."""
         return read_rows(path, self.info, self.bad)
+
+    def tabbed_rows(self, path: Path, names: tuple[str, ...], *, spans: tuple[str, ...] = ()) -> Iterator[Row]:
+        """See `read_tabbed`."""
+        return read_tabbed(path, self.info, names, self.bad, spans=spans)
 
     def table_rows(self, path: Path, *, columns: tuple[str, ...] = ()) -> Iterator[Row]:
         """The rows of a CSV file or of a workbook's first sheet, as the file's name says."""
@@ -87,11 +92,45 @@ class Reading:
             raise missing(path, self.info)
         return path
 
-    def split_files(self, *suffixes: str, words: Mapping[str, tuple[str, ...]] = SPLIT_NAMES) -> dict[str, Path]:
-        """Split -> file, of a directory; a file itself is the split "all"."""
+    def split_files(
+        self, *suffixes: str, words: Mapping[str, tuple[str, ...]] = SPLIT_NAMES, without: str | None = None
+    ) -> dict[str, Path]:
+        """Split -> file, of a directory; a file itself is the split "all". See `find_split_files`."""
         if self.exists(self.path).is_dir():
-            return find_split_files(self.path, suffixes, self.info, words)
+            return find_split_files(self.path, suffixes, self.info, words, without)
         return {ALL: self.path}
+
+    def image_directory(self, parent: Path, *names: str) -> Path:
+        """`data.images`, or the first of the directories with these names, or the parent itself.
+
+        Raises:
+            DataError: `data.images` is no directory.
+        """
+        if self.data.images is not None:
+            directory = Path(self.data.images).expanduser()
+            if not directory.is_dir():
+                raise DataError(directory, "data.images: no such directory")
+            return directory
+        return next((parent / name for name in names if (parent / name).is_dir()), parent)
+
+    def image(self, row: Row, directory: Path, name: str, *, anywhere: bool = False) -> ImageReference:
+        """The image file of a row; `anywhere` allows absolute paths and those that leave the directory.
+
+        Raises:
+            DataError: there is no such file, or the name leads out of the directory.
+        """
+        from bmpeft.images import ImageFile
+
+        if not anywhere and (Path(name).is_absolute() or ".." in Path(name).parts):
+            raise row.error("the image's name leads out of the directory of images")
+        path = directory / name
+        try:
+            found = path.is_file()
+        except ValueError:  # a null character
+            found = False
+        if not found:
+            raise row.error(f"the image {path} is not there")
+        return ImageFile(path)
 
     # Records
 
@@ -116,24 +155,39 @@ class Reading:
                 made += [] if record is None else [record]
         return tuple(made)
 
+    def some(self, records: tuple[Record, ...], path: Path, what: str = "") -> tuple[Record, ...]:
+        """The records. Raises DataError if there are none: the first bad row's where that is the reason."""
+        if records:
+            return records
+        raise self._bad[0] if self._bad else DataError(path, f"{what} holds no rows".strip())
+
     def by_file(
         self,
         files: Mapping[str, Path],
         rows_of: Callable[[Path], Iterable[Row]],
-        make: Callable[[Row, str], Record | None],
+        make: Callable[[str, Row], Record | None],
     ) -> Splits:
         """The records of each split's file. Raises DataError for a file without any."""
-        splits: Splits = {}
-        for split, path in files.items():
-            splits[split] = self.records(rows_of(path), lambda row, split=split: make(row, split))  # type: ignore[misc]
-            if not splits[split]:
-                raise DataError(path, "holds no rows")
-        return splits
+        return {
+            split: self.some(self.records(rows_of(path), partial(make, split)), path) for split, path in files.items()
+        }
+
+    def own_image(self, row: Row, value: Any) -> ImageReference:
+        """The image of a row of the user's own file: a path from the file's directory, or from `data.images`."""
+        if not isinstance(value, str):
+            raise row.error(f"the image must be a path, not {json_type(value)}")
+        return self.image(row, self.image_directory(row.path.parent), value.strip(), anywhere=True)
 
     # The dataset
 
     def finish(self, splits: Splits, method: str = "official") -> LoadedDataset:
-        """Divide what is not divided yet, or all anew if the recipe says so, and assemble the dataset."""
+        """Divide what is not divided yet, or all anew if the recipe says so, and assemble the dataset.
+
+        Raises:
+            DataError: a split has no rows.
+        """
+        for name, records in splits.items():
+            self.some(records, self.path, "" if name == ALL else f"the {name} split")
         section, group = self.data.split, self.info.group
         hidden = {name: records for name, records in splits.items() if name == HIDDEN_TEST}
         shares = {"validation": section.validation}
@@ -161,16 +215,22 @@ class Reading:
         if self.data.split_by != "image":
             return lambda record: record.group
 
+        digest_of = image_digests()
+
         def digest(record: Record) -> str:
             if record.image is None:
                 raise UsageError(f"data.split_by=image: {self.info.name} has records without an image; use group")
-            return record.image.digest
+            return digest_of(record.image)
 
         return digest
 
 
 def find_split_files(
-    directory: Path, suffixes: tuple[str, ...], info: DatasetInfo, words: Mapping[str, tuple[str, ...]] = SPLIT_NAMES
+    directory: Path,
+    suffixes: tuple[str, ...],
+    info: DatasetInfo,
+    words: Mapping[str, tuple[str, ...]] = SPLIT_NAMES,
+    without: str | None = None,
 ) -> dict[str, Path]:
     """The files of a directory whose names say train, dev or val(idation), or test.
 
@@ -179,14 +239,16 @@ def find_split_files(
         suffixes: of the files that count; each also with .gz behind it.
         info: of the dataset, for messages.
         words: split -> what the name of its file contains, in lower case.
+        without: files whose names contain this are passed over.
 
     Raises:
         DataError: no such file, or two for one split.
     """
     files = sorted(file for file in directory.iterdir() if file.name.removesuffix(".gz").endswith(suffixes))
+    files = [file for file in files if file.is_file() and not (without and without in file.name.lower())]
     found: dict[str, Path] = {}
     for split, alternatives in words.items():
-        matches = [file for file in files if file.is_file() and any(word in file.name.lower() for word in alternatives)]
+        matches = [file for file in files if any(word in file.name.lower() for word in alternatives)]
         if len(matches) > 1:
             names = " and ".join(file.name for file in matches)
             raise DataError(directory, f"{names} could both be the {split} file; keep one of them here")
@@ -200,7 +262,9 @@ def find_split_files(
 
 def _checked_task(info: DatasetInfo, task: str | None) -> str:
     if task is None and info.task == ANY_TASK:
-        raise UsageError(f"{info.name} can be read for several tasks; say which by task.name: {', '.join(info.tasks)}")
+        raise UsageError(
+            f"{info.name} can be read for several tasks; say which by task.name or --task: {', '.join(info.tasks)}"
+        )
     if task is not None and task not in info.tasks:
         raise UsageError(f"task.name: {info.name} is for {' or '.join(info.tasks)}, not for {task}")
     return info.tasks[0] if task is None else task

@@ -4,7 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bmpeft.datasets import medmcqa, medqa, pubmedqa
+from bmpeft.datasets import (
+    aci_bench,
+    biomedgpt_tsv,
+    covid_cxr_notes,
+    hannover_cxr,
+    iu_xray,
+    medical_abstracts,
+    mediqa2021_mas,
+    mediqa2021_qs,
+    medmcqa,
+    medmnist,
+    medqa,
+    medquad,
+    meqsum,
+    mmlu,
+    mts_dialog,
+    own_csv,
+    own_hf,
+    own_images,
+    own_jsonl,
+    pubmedqa,
+    vqa_rad,
+)
 from bmpeft.datasets.base import DatasetInfo, LoadedDataset, Reader
 from bmpeft.datasets.reading import Reading
 from bmpeft.errors import UsageError, did_you_mean
@@ -13,9 +35,27 @@ if TYPE_CHECKING:
     from bmpeft.recipe import DataSection
 
 _READERS: dict[str, Reader] = {
-    "medqa": medqa,
+    "aci_bench": aci_bench,
+    "biomedgpt_tsv": biomedgpt_tsv,
+    "covid_cxr_notes": covid_cxr_notes,
+    "hannover_cxr": hannover_cxr,
+    "iu_xray": iu_xray,
+    "medical_abstracts": medical_abstracts,
+    "mediqa2021_mas": mediqa2021_mas,
+    "mediqa2021_qs": mediqa2021_qs,
     "medmcqa": medmcqa,
+    "medmnist": medmnist,
+    "medqa": medqa,
+    "medquad": medquad,
+    "meqsum": meqsum,
+    "mmlu": mmlu,
+    "mts_dialog": mts_dialog,
     "pubmedqa": pubmedqa,
+    "vqa_rad": vqa_rad,
+    "csv": own_csv,
+    "hf": own_hf,
+    "image_folder": own_images,
+    "jsonl": own_jsonl,
 }
 
 

@@ -15,7 +15,7 @@ from bmpeft.errors import DataError
 
 if TYPE_CHECKING:
     from bmpeft.recipe import SplitSection
-    from bmpeft.records import Record
+    from bmpeft.records import ImageReference, Record
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("dev", "val"), "test": ("test",)}
 _WORD = re.compile(r"[^\W_]+")
@@ -103,17 +103,30 @@ def first_of_shuffle(records: Sequence[Record], n: int | None, seed: int) -> tup
     return tuple(record for record in records if record.id in chosen)
 
 
+def image_digests() -> Callable[[ImageReference], str]:
+    """The digest of an image; one that several rows show is read once."""
+    known: dict[ImageReference, str] = {}
+
+    def digest_of(image: ImageReference) -> str:
+        if image not in known:
+            known[image] = image.digest
+        return known[image]
+
+    return digest_of
+
+
 def split_digest(records: Iterable[Record]) -> str:
     """SHA-256 over ids and content of a split's records, independent of their order.
 
     The content is question, text, choices, answers, label and the image's digest, with Unicode in NFKC
     and runs of white space as one space, so that line ends and re-wrapping do not change the digest.
     """
-    rows = sorted(json.dumps(_content(record), sort_keys=True, ensure_ascii=True) for record in records)
+    digest_of = image_digests()
+    rows = sorted(json.dumps(_content(record, digest_of), sort_keys=True, ensure_ascii=True) for record in records)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _content(record: Record) -> list[object]:
+def _content(record: Record, digest_of: Callable[[ImageReference], str]) -> list[object]:
     return [
         record.id,
         _plain(record.question),
@@ -121,7 +134,7 @@ def _content(record: Record) -> list[object]:
         [_plain(choice) for choice in record.choices or ()],
         [_plain(answer) for answer in record.answers or ()],
         record.label,
-        record.image.digest if record.image else None,
+        digest_of(record.image) if record.image else None,
     ]
 
 

@@ -7,6 +7,7 @@ nothing else of a record's text is changed, unless `task.upstream_preprocessing`
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -84,6 +85,11 @@ class Task(ABC):
         """The same example without the question and its document: what the options alone give away."""
         values = {name: value if name == "choices" else "" for name, value in self._values(record).items()}
         return self._made(record, self._template.render(values))
+
+    def question_only(self, record: Record) -> Example:
+        """The same example without its image and its document: what the question alone gives away."""
+        values = {name: "" if name == "text" else value for name, value in self._values(record).items()}
+        return dataclasses.replace(self._made(record, self._template.render(values)), image=None)
 
     # What a subclass may say differently.
 

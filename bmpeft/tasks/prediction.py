@@ -27,11 +27,13 @@ def predict_examples(
     max_source_length: int,
     adapter: str | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[Sequence[Prediction]], None] | None = None,
 ) -> list[Prediction]:
     """One prediction for each example, in their order.
 
     `model` is the backbone's model, bare or wrapped by peft. `adapter` is only written into the
-    predictions. `on_progress` is told the number of rows after each batch.
+    predictions. `on_progress` is told the number of rows after each batch, `on_batch` gets its predictions.
+    If those of some first batches are known, the rest of the examples makes the very batches that are left.
 
     Raises:
         BmpeftError: the model's scores are not finite; names the record.
@@ -47,7 +49,10 @@ def predict_examples(
         for part, rows in _by_decoding(examples, decoding):
             predict = _predictor(backbone, model, part, max_source_length, adapter)
             for indices in _batches(examples, rows, batch_size):
-                predictions.update(zip(indices, predict([examples[i] for i in indices]), strict=True))
+                made = predict([examples[i] for i in indices])
+                predictions.update(zip(indices, made, strict=True))
+                if on_batch is not None:
+                    on_batch(made)
                 if on_progress is not None:
                     on_progress(len(indices))
     return [predictions[i] for i in range(len(examples))]

@@ -23,6 +23,7 @@ class QuestionAnswering(Task):
     required = "question"
     default_prompt = " {question} choices: {choices}"
     dataset_prompts: ClassVar[Mapping[str, str]] = {
+        "medquad": " {question}",
         "pubmedqa": " {text} question: {question}",
     }
     shortened = (("text", "tail"), ("question", "head"))

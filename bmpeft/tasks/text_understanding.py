@@ -13,7 +13,6 @@ from bmpeft.errors import UsageError
 from bmpeft.records import Example, Record
 from bmpeft.tasks import upstream
 from bmpeft.tasks.base import Task
-from bmpeft.tasks.labels import words_of
 
 ENTAILMENT_PROMPT = ' can text1 " {text} " imply text2 " {question} "?'
 ENTAILMENT_WORDS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
@@ -29,7 +28,10 @@ class TextUnderstanding(Task):
     placeholders = ("text", "question", "choices")
     required = "text"
     default_prompt = ' what does text " {text} " describe?'
-    dataset_prompts: ClassVar[Mapping[str, str]] = {"mednli": ENTAILMENT_PROMPT}
+    dataset_prompts: ClassVar[Mapping[str, str]] = {
+        "biomedgpt_tsv": ENTAILMENT_PROMPT,
+        "pubmedqa": " {text} question: {question}",
+    }
     shortened = (("text", "tail"),)
 
     def example(self, record: Record) -> Example:
@@ -43,10 +45,9 @@ class TextUnderstanding(Task):
 
     def choices(self, record: Record) -> tuple[str, ...] | None:
         """See `Task.choices`; the labels of entailment have words of their own."""
-        words = self._section.label_words
-        if words is None and set(record.choices or ()) == set(ENTAILMENT_WORDS):
-            words = ENTAILMENT_WORDS
-        return words_of(record, words)
+        if record.choices is None or set(record.choices) != set(ENTAILMENT_WORDS):
+            return record.choices
+        return tuple(ENTAILMENT_WORDS[label] for label in record.choices)
 
     def upstream_text(self, placeholder: str, text: str) -> str:
         """See `Task.upstream_text`."""

@@ -26,7 +26,8 @@ from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.leakage import Leakage, find_leakage, images_in, require_no_leakage
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
-from bmpeft.evaluation.run import evaluate, trained_on
+from bmpeft.evaluation.kept import RunStore, kept_directory
+from bmpeft.evaluation.run import answers_identity, check_evaluation, evaluate, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
@@ -96,6 +97,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     dataset = read_dataset(recipe.data, recipe.task.name)
     train_records, validation_records = _training_records(recipe, dataset)
     task = make_task(spell_out_answers(task, train_records), recipe.data.dataset)
+    check_evaluation(task, dataset, recipe.evaluation, train_records)
     leakage = _leakage(recipe, dataset, train_records, progress)
     backbone = load_frozen_backbone(recipe.backbone)
     origin = _origin(dataset, train_records, validation_records, leakage)
@@ -135,7 +137,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         overwrite=recipe.output.overwrite,
     )
     progress.line(f"adapter written to {artifact.directory}")
-    card = _evaluate(recipe, backbone, model, task, dataset, artifact, leakage, progress)
+    card = _evaluate(recipe, backbone, model, task, dataset, train_records, artifact, leakage, progress)
     update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return TrainOutcome(
         directory=artifact.directory,
@@ -377,6 +379,7 @@ def _evaluate(
     model: PeftModel,
     task: Task,
     dataset: LoadedDataset,
+    train_records: tuple[Record, ...],
     artifact: Artifact,
     leakage: Leakage,
     progress: Progress,
@@ -396,4 +399,6 @@ def _evaluate(
             leakage=leakage,
             without_adapter=model.disable_adapter,
             progress=progress,
+            train_records=train_records,
+            store=RunStore(kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone)),
         )

@@ -48,7 +48,7 @@ def test_candidates_alone_refuse_an_open_question_and_name_what_takes_it() -> No
 
 
 def test_a_label_is_named_by_its_name_and_not_by_the_word_that_was_scored() -> None:
-    asked = task("text_understanding", "mednli")
+    asked = task("text_understanding", "biomedgpt_tsv")
     model = FakeModel(score=lambda _, word: {" yes": -1.0, " maybe": -2.0, " no": -3.0}[word])
     made = predict_examples(
         FakeBackbone(model),

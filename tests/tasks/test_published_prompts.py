@@ -83,7 +83,7 @@ def test_default_prompts_and_targets_are_the_published_ones_with_every_sign(
 
 
 def test_entailment_is_asked_and_answered_as_biomedgpt_does() -> None:
-    for asked in (task("text_understanding", "mednli"), task("text_understanding", prompt=ENTAILMENT_PROMPT)):
+    for asked in (task("text_understanding", "biomedgpt_tsv"), task("text_understanding", prompt=ENTAILMENT_PROMPT)):
         example = asked.example(RECORDS["entailment"])
         assert example.source == ' can text1 " Pain. " imply text2 " No pain. "?'
         assert example.choices == (" yes", " maybe", " no")
@@ -139,17 +139,6 @@ def test_upstream_preprocessing_does_the_damage_that_biomedgpts_loaders_do(
     example = task(row.task, upstream_preprocessing=True).example(row)
     assert (example.source, example.target) == (source, target)
     assert example.record is row  # metrics compare with the answers as published
-
-
-def test_label_words_are_what_the_model_writes() -> None:
-    row = RECORDS["image_classification"]
-    words = {LABELS[0]: "healthy", LABELS[1]: "ill"}
-    example = task("image_classification", label_words=words).example(row)
-    assert (example.choices, example.target) == ((" healthy", " ill"), " ill")
-    with pytest.raises(UsageError, match="no word for the label 'T-cell"):
-        task("image_classification", label_words={LABELS[0]: "healthy"}).example(row)
-    with pytest.raises(UsageError, match="no label is named 'no findin'; did you mean 'no finding'"):
-        task("image_classification", label_words={**words, "no findin": "x"}).example(row)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +206,7 @@ def test_each_task_has_a_decoding_that_fits_and_its_section_is_stored_whole(name
         ({"name": "captioning", "decoding": {"method": "mixed"}}, "method=mixed is not for captioning"),
         ({"name": "image_classification", "decoding": {"method": "mixed"}}, "is not for image_classification"),
         ({"name": "captioning", "prompt_layout": "src"}, "prompt_layout=src is for visual_question_answering, text_u"),
-        ({"name": "summarization", "label_words": {"a": "b"}}, "label_words is for image_classification, text_unders"),
         ({"upstream_preprocessing": True}, "not for question_answering"),
-        ({"name": "image_classification", "label_words": {"a": "x", "b": "x"}}, "two labels must not have the same"),
     ],
 )
 def test_what_does_not_fit_the_task_is_refused_by_the_schema(section: dict[str, Any], problem: str) -> None:

@@ -22,10 +22,9 @@ def read_rows(path: Path, info: DatasetInfo, on_bad: OnBadRow = refuse) -> Itera
     Raises:
         DataError: no such file, an empty one, text that is not UTF-8, broken JSON, or an item that is no object.
     """
+    items: Iterator[tuple[int, Any]] = _line_items(path, info, on_bad)
     if first_byte(path, info) == b"[":
         items = enumerate(_parse_file(path, info), start=1)
-    else:
-        items = _line_items(path, info, on_bad)
     for number, value in items:
         if isinstance(value, dict):
             yield Row(path, number, value)

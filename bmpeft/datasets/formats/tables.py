@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from bmpeft.datasets.base import DatasetInfo
-from bmpeft.datasets.formats.lines import first_byte, numbered_lines
+from bmpeft.datasets.formats.lines import BYTE_ORDER_MARK, first_byte, is_compressed, numbered_lines
 from bmpeft.datasets.rows import OnBadRow, Row, refuse
 from bmpeft.errors import DataError, did_you_mean
 
@@ -22,6 +23,7 @@ def read_table(
     *,
     columns: tuple[str, ...] = (),
     delimiter: str | None = None,
+    names: tuple[str, ...] | None = None,
 ) -> Iterator[Row]:
     """The rows of a CSV file below its header; a cell may be quoted and then hold line breaks.
 
@@ -33,6 +35,7 @@ def read_table(
         on_bad: gets each row that is not CSV, not UTF-8 or has another number of cells than the header.
         columns: must be among those of the header.
         delimiter: between cells; default: a tab for .tsv and .tab, else a comma.
+        names: of the columns of a file that has no header.
 
     Raises:
         DataError: no such file, an empty one, a wrong header.
@@ -40,57 +43,61 @@ def read_table(
     first_byte(path, info)
     delimiter = delimiter or ("\t" if path.name.removesuffix(".gz").endswith(TAB_SUFFIXES) else ",")
     rows = _cells(path, info, on_bad, delimiter)
-    names = check_header(path, next(rows, (1, []))[1], columns, hint=_delimiter_hint(path, info, delimiter))
+    header: Sequence[str] = names or ()
+    if names is None:
+        hint = _delimiter_hint(path, info, delimiter)
+        header = check_header(path, next(rows, (1, []))[1], columns, hint=hint)
     for number, cells in rows:
-        if len(cells) != len(names):
-            on_bad(DataError(path, f"has {len(cells)} cells, but the header {len(names)}", row=number))
+        if len(cells) != len(header):
+            expected = "the header" if names is None else "a row must have"
+            on_bad(DataError(path, f"has {len(cells)} cells, but {expected} {len(header)}", row=number))
         else:
-            yield Row(path, number, {name: cell for name, cell in zip(names, cells, strict=True) if name})
+            yield Row(path, number, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
-def read_headless(path: Path, info: DatasetInfo, columns: int, on_bad: OnBadRow = refuse) -> Iterator[HeadlessRow]:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a cell stands in its file, for cells that are too large to keep: bytes."""
+
+    offset: int
+    length: int
+
+
+def read_tabbed(
+    path: Path, info: DatasetInfo, names: tuple[str, ...], on_bad: OnBadRow = refuse, *, spans: tuple[str, ...] = ()
+) -> Iterator[Row]:
     """The lines of a table without header or quotes, its cells apart by tabs; blank lines are skipped.
 
+    Args:
+        path: the file.
+        info: of the dataset, for messages.
+        names: of the columns.
+        on_bad: gets each line that has another number of cells, or is not UTF-8.
+        spans: the columns of which a row gets the `Span` instead of the text.
+
     Raises:
-        DataError: no such file, or an empty one; a line with another number of cells goes to `on_bad`.
+        DataError: no such file, an empty one, or a compressed one with columns to be found again by their place.
     """
-    first_byte(path, info)
-    start = 0
-    for number, line in numbered_lines(path, info):
-        start, here = start + len(line), start
-        content = line.rstrip(b"\r\n")
-        if not content.strip():
+    if first_byte(path, info) and spans and is_compressed(path):
+        raise DataError(path, "is compressed, so that its images cannot be reached; decompress it")
+    end = 0
+    for number, line in numbered_lines(path, info, keep_mark=True):
+        start, end = end, end + len(line)
+        cells = line.rstrip(b"\r\n").removeprefix(BYTE_ORDER_MARK if number == 1 else b"").split(b"\t")
+        if not line.strip():
             continue
-        cells = content.split(b"\t")
-        if len(cells) != columns:
-            on_bad(DataError(path, f"has {len(cells)} cells between tabs, expected {columns}", row=number))
+        if len(cells) != len(names):
+            on_bad(DataError(path, f"has {len(cells)} cells between tabs, expected {len(names)}", row=number))
             continue
-        yield HeadlessRow(path, number, here, tuple(cells))
-
-
-class HeadlessRow:
-    """A line of a table without header; its cells are decoded when they are asked for."""
-
-    def __init__(self, path: Path, number: int, offset: int, cells: tuple[bytes, ...]) -> None:
-        self.row, self.offset, self.cells = Row(path, number, {}), offset, cells
-
-    def text(self, column: int, name: str) -> str:
-        """A cell that must hold text, without the white space around it."""
-        value = self.optional(column, name)
-        if value is None:
-            raise self.row.error(f"column {column + 1} ({name}) is empty")
-        return value
-
-    def optional(self, column: int, name: str) -> str | None:
-        """A cell's text, or None where it is blank."""
+        cell_end, values = start + len(line.rstrip(b"\r\n")) + 1, {}
         try:
-            return self.cells[column].decode("utf-8").strip() or None
+            for name, cell in reversed(list(zip(names, cells, strict=True))):
+                cell_end -= len(cell) + 1
+                values[name] = Span(cell_end, len(cell)) if name in spans else cell.decode("utf-8")
         except UnicodeDecodeError:
-            raise self.row.error(f"column {column + 1} ({name}) is not UTF-8 text") from None
-
-    def span(self, column: int) -> tuple[int, int]:
-        """Offset in the file and length of a cell, in bytes."""
-        return self.offset + sum(len(cell) + 1 for cell in self.cells[:column]), len(self.cells[column])
+            on_bad(DataError(path, "not UTF-8 text", row=number))
+        else:
+            yield Row(path, number, values)
 
 
 def check_header(path: Path, names: list[str], columns: tuple[str, ...], *, hint: str = "") -> list[str]:
@@ -130,13 +137,19 @@ def _cells(path: Path, info: DatasetInfo, on_bad: OnBadRow, delimiter: str) -> I
             return
         except csv.Error as error:
             if number == 1:
-                raise DataError(path, f"not a table in CSV: {error}", row=1) from None
-            on_bad(DataError(path, f"not a row of CSV: {error}", row=number))
+                raise DataError(path, f"not a table in CSV: {_problem(error)}", row=1) from None
+            on_bad(DataError(path, f"not a row of CSV: {_problem(error)}", row=number))
             continue
-        if number > 1 and not all(map(_is_text, cells)):
+        if not all(map(_is_text, cells)) and number > 1:
             on_bad(DataError(path, "not UTF-8 text", row=number))
         elif cells:
             yield number, cells
+
+
+def _problem(error: csv.Error) -> str:
+    """What the reader says; of one case it speaks to programmers."""
+    text = str(error)
+    return "a carriage return without a line feed, outside quotes" if text.startswith("new-line") else text
 
 
 def _is_text(value: str) -> bool:
