@@ -1,10 +1,11 @@
-"""What the large sizes cost: built and counted without memory, and one LoRA step of each, measured.
+"""What size and length cost: all sizes built and counted without memory, and single LoRA steps, measured.
 
-    python benchmarks/scale_step.py [--threads 1] [--cases large-1024 xlarge-512]
+    python benchmarks/scale_step.py [--threads 1] [--cases large-1024 xlarge-512 nano-4096]
 
-Every case runs in a process of its own, so that its peak of resident memory is its own. Weights are random
-bfloat16, adapters float32 (rank 16 on every linear layer), activations are recomputed in the backward pass.
-The step is forward, backward and AdamW on one row of random tokens. Result: results/scale_step.json.
+Every case runs in a process of its own, so that its peak of resident memory is its own. Weights are random,
+adapters float32 (rank 16 on every linear layer), activations are recomputed in the backward pass. The step is
+forward, backward and AdamW on one row of random tokens. Result: results/scale_step.json, in which cases that are
+not measured again stay as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "scale_step.json"
 MACHINE = "2 shared x86-64 cores (AVX2), 24 GiB memory, no GPU"
-CASES = {"large-1024": ("large", 1024, 128), "xlarge-512": ("xlarge", 512, 128)}  # size, source and target tokens
+CASES = {  # size, tokens of source and target, weights
+    "large-1024": ("large", 1024, 128, "bfloat16"),
+    "xlarge-512": ("xlarge", 512, 128, "bfloat16"),
+    "nano-4096": ("nano", 4096, 1024, "float32"),
+}
 
 
 def count_sizes() -> dict[str, Any]:
@@ -48,13 +53,14 @@ def step(case: str) -> dict[str, Any]:
     from bmpeft.backbones.biomedgpt import BiomedGPTConfig, BiomedGPTForConditionalGeneration
     from bmpeft.recipe import LoraSection
 
-    size, source, target = CASES[case]
+    size, source, target, weights = CASES[case]
     started = time.perf_counter()
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(getattr(torch, weights))
     config = BiomedGPTConfig.from_size(size, attn_implementation="sdpa", dropout=0.0)
     model = BiomedGPTForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
+    model.extend_positions(max(source, config.max_position_embeddings))
     model.requires_grad_(False)
     adapted = add_adapter(model, lora_config(LoraSection(), f"biomedgpt-{size}"), "default")
     model.activation_checkpointing_enable()
@@ -64,8 +70,8 @@ def step(case: str) -> dict[str, Any]:
     built = peak_gib()
     build_seconds = time.perf_counter() - started
 
-    ids = torch.randint(4, 50_000, (1, source))
-    labels = torch.randint(4, 50_000, (1, target))
+    ids = torch.randint(4, config.code_token_start, (1, source))
+    labels = torch.randint(4, config.code_token_start, (1, target))
     marks = [time.perf_counter()]
     loss = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
     marks.append(time.perf_counter())
@@ -79,6 +85,7 @@ def step(case: str) -> dict[str, Any]:
     return {
         "case": case,
         "size": size,
+        "weights": weights,
         "source_tokens": source,
         "target_tokens": target,
         "parameters": sum(parameter.numel() for parameter in model.parameters()) - sum(p.numel() for p in trainable),
@@ -124,14 +131,16 @@ def main() -> None:
         return
     load_before = os.getloadavg()[0]
     threads = ["--threads", str(arguments.threads)]
+    known = json.loads(RESULT.read_text(encoding="utf-8"))["steps"] if RESULT.exists() else []
+    measured = [in_a_process(["--only", case, *threads]) for case in arguments.cases]
     content = {
-        "what": "sizes built and counted on the meta device; one LoRA step of the two largest, bfloat16 weights",
+        "what": "sizes built and counted on the meta device; one LoRA step of the largest, and of a long input",
         "command": "python benchmarks/scale_step.py",
         "machine": f"{MACHINE}; bfloat16 is emulated",
-        "beside": f"other work on the same cores: load average {load_before:.1f} at the start",
+        "beside": f"other work on the same cores: load average {load_before:.1f} at the start of the last run",
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "peft")},
         "meta": in_a_process(["--only", "sizes", *threads]),
-        "steps": [in_a_process(["--only", case, *threads]) for case in arguments.cases],
+        "steps": [*(step for step in known if step["case"] not in arguments.cases), *measured],
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

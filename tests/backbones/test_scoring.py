@@ -149,7 +149,7 @@ def test_an_image_goes_through_the_tower_once_for_all_its_questions() -> None:
     hook = backbone.model.encoder.embed_images.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     together = backbone.score_candidates(backbone.model, examples, max_source_length=32)
     hook.remove()
-    assert seen == [2]
+    assert sum(seen) == 2
     for example, scores in zip(examples, together, strict=True):
         alone = backbone.score_candidates(backbone.model, [example], max_source_length=32)[0]
         assert scores.log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-4)
