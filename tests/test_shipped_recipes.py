@@ -20,6 +20,7 @@ ADAPTERS = [name for name in shipped_names() if isinstance(shipped_recipe(name).
 OF_DATASETS = [name for name in ADAPTERS if name not in OWN]
 # Recipe -> what stands for `data.path` among the published sets at hand, and what else must be said for a part of one.
 AT_HAND: dict[str, tuple[str, ...]] = {
+    "aci_bench_long_lora": ("data.path=aci_bench",),
     "aci_bench_lora": ("data.path=aci_bench",),
     "covid_cxr_notes_lora": ("data.path=covid_cxr_notes_NC-SA",),
     "hannover_cxr_lora": ("data.path=hannover_cxr",),

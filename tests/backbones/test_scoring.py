@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import Limits, score_answers
-from tests.backbones.tiny import tiny_model
+from bmpeft.images import BytesImage
+from bmpeft.records import Example, Record
+from tests.backbones.tiny import tiny_backbone, tiny_model
 
 END = 2
 ANSWER = st.lists(st.integers(4, 9), max_size=4).map(lambda ids: [*ids, END])
@@ -123,6 +129,36 @@ def test_many_answers_share_the_memory_and_their_beginnings(
     assert counted["memory"] == 3 * (6 + 2 * 3)
     beginnings = 1 + 5 + 50 + 500
     assert 3 * beginnings <= counted["tokens"] <= 3 * beginnings * (1 if limits == Limits() else 1.1)
+
+
+def test_an_image_goes_through_the_tower_once_for_all_its_questions() -> None:
+    backbone = tiny_backbone()
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    images = [BytesImage(_png(array)) for array in pixels]
+    examples = [
+        Example(
+            Record(f"r{n}", "visual_question_answering", "test", "g"),
+            f" question {n}?",
+            None,
+            image=None if shown is None else images[shown],
+            choices=(" yes", " no"),
+        )
+        for n, shown in enumerate((0, None, 1, 0, 0))
+    ]
+    seen: list[int] = []
+    hook = backbone.model.encoder.embed_images.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    together = backbone.score_candidates(backbone.model, examples, max_source_length=32)
+    hook.remove()
+    assert sum(seen) == 2
+    for example, scores in zip(examples, together, strict=True):
+        alone = backbone.score_candidates(backbone.model, [example], max_source_length=32)[0]
+        assert scores.log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-4)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_no_answers_are_refused(model: BiomedGPTForConditionalGeneration) -> None:
