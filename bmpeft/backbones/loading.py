@@ -21,6 +21,7 @@ from bmpeft.errors import BackboneError, UsageError, did_you_mean
 from bmpeft.recipe import BackboneSection
 
 PREFIX = "biomedgpt-"
+_LATER_FIELDS = frozenset({"scale_resids", "batch_norm_eps"})
 EMBEDDED = Path(__file__).parent / "nano"
 
 
@@ -129,8 +130,14 @@ def _download(name: str) -> Path:
 
 
 def _architecture(config: BiomedGPTConfig) -> dict[str, Any]:
-    """The configuration's own fields, without versions and run-time settings of transformers."""
-    return {name: getattr(config, name) for name in BiomedGPTConfig.__annotations__}
+    """The configuration's own fields, without versions and run-time settings of transformers.
+
+    Of fields that came after the first fingerprints, only those that are not at their default: they would rename
+    weights that are the same.
+    """
+    fields = {name: getattr(config, name) for name in BiomedGPTConfig.__annotations__}
+    default = BiomedGPTConfig()
+    return {name: v for name, v in fields.items() if name not in _LATER_FIELDS or v != getattr(default, name)}
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
