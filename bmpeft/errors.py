@@ -37,6 +37,10 @@ class DataError(BmpeftError):
         super().__init__(f"{where}: {problem}")
 
 
+class ImageError(DataError):
+    """An image that is missing, damaged, of an unknown kind or refused; names its file, never its content."""
+
+
 class BackboneError(BmpeftError):
     """A backbone that cannot be loaded."""
 

@@ -47,6 +47,16 @@ class BackboneSection(Section):
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention backend; eager is the specification"
     )
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        le=2048,
+        multiple_of=16,
+        description="side in pixels of the square that images are resized to; default: the backbone's own",
+    )
+    image_mean_std: Literal["half", "imagenet"] | None = Field(
+        None, description="normalisation: mean and deviation 0.5, or ImageNet's; default: the backbone's own"
+    )
 
 
 class LoraSection(Section):
@@ -206,6 +216,9 @@ class TrainingSection(Section):
         lt=1.0,
         description="stochastic depth of encoder and decoder: 0 at the first layer, rising to this at the last; "
         "default: the backbone's own",
+    )
+    sample_patch_num: int | None = Field(
+        None, ge=1, description="in each training step, so many randomly drawn patches of each image; default: all"
     )
     ema_decay: float | None = Field(
         None, gt=0.0, lt=1.0, description="evaluate and store a moving average of the trainable tensors with this decay"

@@ -9,15 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class ImageReference(Protocol):
-    """A lazy reference to an image (a path, or a row of an npz file); reading it is the model's business."""
+    """A lazy reference to an image, see `bmpeft.images.references`; hashable, and cheap until it is asked."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the encoded image or of the array's bytes, in hexadecimal."""
+        """SHA-256 of the encoded image or of the array's shape and bytes, in hexadecimal.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+    def load(self) -> Image:
+        """The image in mode RGB, upright.
+
+        Raises:
+            ImageError: names the file and why it cannot be shown.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"bmpeft_kernels"},
-    {"attention"},
+    {"attention", "images"},
     {"backbones"},
     {"adaptation", "adapters", "tasks", "datasets"},
     {"training", "evaluation", "doctor"},

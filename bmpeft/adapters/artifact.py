@@ -34,6 +34,7 @@ from bmpeft.adapters.manifest import (
     BackboneIdentity,
     CanaryRecord,
     DataOrigin,
+    ImagePreprocessing,
     Limits,
     Manifest,
     TrainingSummary,
@@ -123,6 +124,7 @@ def save_artifact(
     task: TaskSection,
     data: DataOrigin,
     limits: Limits,
+    with_images: bool,
     training: TrainingSummary,
     canary: CanaryRecord,
     tensors: Mapping[str, torch.Tensor],
@@ -130,8 +132,8 @@ def save_artifact(
 ) -> Artifact:
     """Write an artifact in one step; one that was there stays whole until the new one is.
 
-    The last part of `directory` becomes the adapter's name. `task` has the prompt spelled out. `tensors` are
-    float32 and named as in `bmpeft.adaptation.adapter_shapes`.
+    The last part of `directory` becomes the adapter's name. `task` has the prompt spelled out. `with_images` says
+    whether a training row had an image. `tensors` are float32 and named as in `bmpeft.adaptation.adapter_shapes`.
 
     Raises:
         ArtifactError: the name is not allowed, the directory exists and `overwrite` is false, or the
@@ -146,7 +148,7 @@ def save_artifact(
     manifest = Manifest(
         name=directory.name,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        backbone=backbone_identity(backbone),
+        backbone=backbone_identity(backbone, with_images=with_images),
         adaptation=recipe.adaptation,
         task=task,
         data=data,
@@ -172,8 +174,9 @@ def save_artifact(
     return load_artifact(directory)
 
 
-def backbone_identity(backbone: FrozenBackbone) -> BackboneIdentity:
-    """What an adapter remembers of the backbone that it was trained on."""
+def backbone_identity(backbone: FrozenBackbone, *, with_images: bool) -> BackboneIdentity:
+    """What an adapter remembers of the backbone that it was trained on; of its image processor, if it saw images."""
+    processor = backbone.image_processor if with_images else None
     return BackboneIdentity(
         name=portable_name(backbone.name),
         family=backbone.family,
@@ -181,6 +184,10 @@ def backbone_identity(backbone: FrozenBackbone) -> BackboneIdentity:
         init_seed=backbone.init_seed,
         fingerprint=backbone.fingerprint,
         tokenizer_digest=backbone.tokenizer_digest,
+        images=processor
+        and ImagePreprocessing(
+            image_size=processor.image_size, image_mean_std=processor.image_mean_std, digest=processor.digest
+        ),
         dtype=str(backbone.dtype).removeprefix("torch."),
         attention=backbone.attention,
     )

@@ -22,7 +22,7 @@ from bmpeft.errors import ArtifactError
 from bmpeft.recipe import BackboneSection, LoraSection, TaskSection
 from bmpeft.strict_json import parse_object
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "bmpeft.json"
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -39,6 +39,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ImagePreprocessing(_Part):
+    """How images became pixels."""
+
+    image_size: int = Field(ge=16, le=2048, multiple_of=16, description="side of the square, in pixels")
+    image_mean_std: Literal["half", "imagenet"]
+    digest: Sha256 = Field(description="of all settings, see `bmpeft.images.processing`")
+
+
 class BackboneIdentity(_Part):
     """The frozen model that the adapter belongs to."""
 
@@ -48,15 +56,21 @@ class BackboneIdentity(_Part):
     init_seed: int | None
     fingerprint: Sha256 = Field(description="names the weights")
     tokenizer_digest: Sha256
+    images: ImagePreprocessing | None = Field(description="None where no training row had an image")
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights during training")
     attention: str = Field(description="attention backend during training")
 
     @property
     def section(self) -> BackboneSection:
         """The recipe section that loads it, where its name is enough for that (not for a directory elsewhere)."""
+        section = BackboneSection(
+            name=self.name,
+            image_size=self.images.image_size if self.images else None,
+            image_mean_std=self.images.image_mean_std if self.images else None,
+        )
         if self.init == "random" and self.name.startswith("biomedgpt-"):
-            return BackboneSection(name=self.name, init="random", init_seed=self.init_seed or 0)
-        return BackboneSection(name=self.name)
+            return section.model_copy(update={"init": "random", "init_seed": self.init_seed or 0})
+        return section
 
 
 class DataOrigin(_Part):
@@ -137,7 +151,7 @@ class CanaryRecord(_Part):
 class Manifest(_Part):
     """The whole of ``bmpeft.json``, but for its digest."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: str = Field(pattern=NAME_PATTERN)
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC")
     backbone: BackboneIdentity

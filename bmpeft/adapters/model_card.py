@@ -108,8 +108,13 @@ def model_card(manifest: Manifest, *, scores: str | None = None) -> str:
 
 
 def _load_arguments(manifest: Manifest) -> str:
-    section = manifest.backbone.section
-    return f'"{section.name}"' + (f', init="random", init_seed={section.init_seed}' if section.init == "random" else "")
+    section, images = manifest.backbone.section, manifest.backbone.images
+    arguments = [f'"{section.name}"']
+    if section.init == "random":
+        arguments += ['init="random"', f"init_seed={section.init_seed}"]
+    if images is not None:
+        arguments += [f"image_size={images.image_size}", f'image_mean_std="{images.image_mean_std}"']
+    return ", ".join(arguments)
 
 
 def _untrained(manifest: Manifest) -> bool:

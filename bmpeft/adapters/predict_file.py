@@ -1,10 +1,11 @@
 """Answer a file of questions with an adapter: JSON lines in, JSON lines out.
 
-    {"id": "7", "question": "...", "options": {"A": "...", "B": "..."}, "text": "..."}
+    {"id": "7", "question": "...", "options": {"A": "...", "B": "..."}, "text": "...", "image": "xray.png"}
     {"id": "7", "answer": "...", "choice": "B", "scores": {"A": -7.1, "B": -3.2}, "normalized_scores": {...}}
 
 `options` may be a mapping or a list; without it the answer is open. `text` is a document that the prompt may
-ask for. Rows without an id get their line number.
+ask for. `image` is a file below the input's directory, or an absolute path; a row with one needs no question
+if the adapter's prompt asks for none. Rows without an id get their line number.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 from bmpeft.adapters import atomic
 from bmpeft.adapters.artifact import load_artifact, remembered_backbone
 from bmpeft.errors import DataError, UsageError, did_you_mean
+from bmpeft.images import ImageFile
 from bmpeft.progress import Progress
 from bmpeft.recipe import BackboneSection
 from bmpeft.records import Prediction, Record
 
-_KEYS = ("id", "question", "options", "text")
+_KEYS = ("id", "question", "options", "text", "image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def predict_file(
     if not output_path.parent.is_dir():
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
-    questions = read_questions(input_path)
+    questions = read_questions(input_path, task=artifact.manifest.task.name)
     section = backbone or remembered_backbone(artifact)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
@@ -85,17 +87,18 @@ def predict_file(
     return len(questions)
 
 
-def read_questions(path: Path) -> list[_Question]:
-    """Read and check a file of questions.
+def read_questions(path: Path, *, task: str = "question_answering") -> list[_Question]:
+    """Read and check a file of questions for a task.
 
     Raises:
-        DataError: a missing or empty file, broken JSON, a wrong field, or an id that occurs twice.
+        DataError: a missing or empty file, broken JSON, a wrong field, an image that is not there, or an id that
+            occurs twice.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(path, error.strerror or str(error)) from None
-    questions = [_question(path, row, value) for row, value in _json_lines(path, content)]
+    questions = [_question(path, row, value, task) for row, value in _json_lines(path, content)]
     if not questions:
         raise DataError(path, "holds no questions")
     seen: set[str] = set()
@@ -118,7 +121,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
             raise DataError(path, f"not JSON: {getattr(error, 'msg', 'nested too deeply')}", row=row) from None
 
 
-def _question(path: Path, row: int, value: Any) -> _Question:
+def _question(path: Path, row: int, value: Any, task: str) -> _Question:
     if not isinstance(value, dict):
         raise DataError(path, "expected a JSON object", row=row)
     for key in value:
@@ -127,17 +130,35 @@ def _question(path: Path, row: int, value: Any) -> _Question:
     identity = value.get("id", str(row))
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise DataError(path, "id: expected text or a whole number", row=row)
+    image = _image(path, row, value.get("image"))
     names, choices = _options(path, row, value.get("options"))
     record = Record(
         id=str(identity),
-        task="question_answering",
+        task=task,
         split="questions",
         group=str(identity),
-        question=_text(path, row, value, "question", required=True),
+        question=_text(path, row, value, "question", required=image is None),
         text=_text(path, row, value, "text", required=False),
+        image=image,
         choices=choices,
     )
     return _Question(record, names)
+
+
+def _image(path: Path, row: int, value: Any) -> ImageFile | None:
+    """The file that a row names. It is looked for now, so that a typing error does not end a long run at its end."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise DataError(path, "image: expected the path of a file", row=row)
+    named = Path(value)
+    if not named.is_absolute():
+        if ".." in named.parts:
+            raise DataError(path, "image: expected a path below this file's directory, or an absolute one", row=row)
+        named = path.parent / named
+    if not named.is_file():
+        raise DataError(path, f"image: no such file: {value[:200]!r}", row=row)
+    return ImageFile(named)
 
 
 def _text(path: Path, row: int, value: dict[str, Any], key: str, *, required: bool) -> str | None:

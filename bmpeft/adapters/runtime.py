@@ -41,6 +41,8 @@ def load_backbone(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     attention: Literal["auto", "eager", "sdpa"] = "auto",
     tokenizer: str | None = None,
+    image_size: int | None = None,
+    image_mean_std: Literal["half", "imagenet"] | None = None,
 ) -> Backbone:
     """Load a frozen backbone; the arguments are those of a recipe's section `backbone`.
 
@@ -48,7 +50,14 @@ def load_backbone(
         BackboneError: there is no such backbone, or it cannot be loaded.
     """
     section = BackboneSection(
-        name=name, init=init, init_seed=init_seed, dtype=dtype, attention=attention, tokenizer=tokenizer
+        name=name,
+        init=init,
+        init_seed=init_seed,
+        dtype=dtype,
+        attention=attention,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        image_mean_std=image_mean_std,
     )
     return Backbone(load_frozen_backbone(section))
 
@@ -270,7 +279,7 @@ def check_fits(artifact: Artifact, backbone: FrozenBackbone) -> None:
     """Whether an adapter belongs to this very backbone.
 
     Raises:
-        ArtifactError: other weights, another tokenizer, or tensors that the model has no place for.
+        ArtifactError: other weights, another tokenizer, other pixels, or tensors that the model has no place for.
     """
     trained, path = artifact.manifest.backbone, artifact.directory
     if trained.fingerprint != backbone.fingerprint:
@@ -283,6 +292,7 @@ def check_fits(artifact: Artifact, backbone: FrozenBackbone) -> None:
             f"{path}: adapter {artifact.name} was trained with another tokenizer "
             f"({trained.tokenizer_digest[:12]}..., not {backbone.tokenizer_digest[:12]}...)"
         )
+    _check_images(artifact, backbone)
     expected = adapter_shapes(backbone, artifact.manifest.adaptation)
     for name in sorted(expected.keys() | artifact.tensors.keys()):
         if name not in artifact.tensors:
@@ -291,6 +301,18 @@ def check_fits(artifact: Artifact, backbone: FrozenBackbone) -> None:
             raise ArtifactError(f"{path}: backbone {backbone.name} has no place for tensor {name!r}")
         if artifact.tensors[name].shape != expected[name]:
             raise ArtifactError(f"{path}: {name} has shape {artifact.tensors[name].shape}, expected {expected[name]}")
+
+
+def _check_images(artifact: Artifact, backbone: FrozenBackbone) -> None:
+    """An adapter that was trained without images does not care what would be made of them."""
+    trained, processor = artifact.manifest.backbone.images, backbone.image_processor
+    if trained is None or (processor is not None and processor.digest == trained.digest):
+        return
+    raise ArtifactError(
+        f"{artifact.directory}: adapter {artifact.name} was trained on images of {trained.image_size} pixels, mean and "
+        f"deviation {trained.image_mean_std}: load the backbone with backbone.image_size={trained.image_size} and "
+        f"backbone.image_mean_std={trained.image_mean_std}"
+    )
 
 
 def _described(name: str, fingerprint: str) -> str:

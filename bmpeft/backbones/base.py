@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bmpeft.records import Example
+from bmpeft.images.processing import ImageProcessor
+from bmpeft.records import Example, ImageReference
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """One example as token ids. `labels` ends with the end token and is None where there is no target.
+    """One example as token ids, its image still a reference: pixels exist for a batch at a time.
 
-    `document_tokens_cut` counts the tokens of the document that did not fit the limit.
+    Attributes:
+        input_ids: the source with its special tokens.
+        labels: the target with the end token; None where there is no target.
+        document_tokens_cut: tokens of the document that did not fit the limit.
+        image: the image in front of the text.
+        image_patches: positions that it takes in the encoder.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...] | None
     document_tokens_cut: int = 0
+    image: ImageReference | None = None
+    image_patches: int = 0
+
+    @property
+    def source_length(self) -> int:
+        """Positions in the encoder: image patches and tokens."""
+        return self.image_patches + len(self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class FrozenBackbone(ABC):
         fingerprint: SHA-256 that names the weights, see `bmpeft.backbones.fingerprint`.
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
         attention: the resolved attention backend ("eager", "sdpa").
+        image_processor: what makes pixels of images; None where it reads no images.
         model: the transformers model, in evaluation mode.
     """
 
@@ -67,11 +81,13 @@ class FrozenBackbone(ABC):
         fingerprint: str,
         tokenizer_digest: str,
         attention: str,
+        image_processor: ImageProcessor | None = None,
     ) -> None:
         self.name, self.init, self.init_seed = name, init, init_seed
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
         self.attention = attention
+        self.image_processor = image_processor
         self.model.requires_grad_(False)
         self.model.eval()
 
@@ -95,7 +111,7 @@ class FrozenBackbone(ABC):
 
     @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
-        """Token ids of an example; cuts its document, never the prompt's own words.
+        """Token ids of an example; cuts its document, never the prompt's own words. Its image is not read yet.
 
         Raises:
             DataError: the prompt without its document, or the target, exceeds the limit.
@@ -103,10 +119,15 @@ class FrozenBackbone(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
-        """Pad examples to one batch.
+        """Pad examples to one batch, and read their images.
 
         Returns:
-            `input_ids` [B, L], `attention_mask` [B, L] and, where all have labels, `labels` [B, T] (-100 ignored).
+            `input_ids` [B, L], `attention_mask` [B, L]; where one has an image, `pixel_values` [B, 3, S, S] float32
+            (zeros in a row without one) and `pixel_mask` [B] boolean; where all have labels, `labels` [B, T] (-100
+            ignored).
+
+        Raises:
+            ImageError: an image cannot be read; names its file.
         """
 
     @abstractmethod

@@ -13,11 +13,13 @@ from bmpeft.attention import resolve_backend
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE, BACKBONE_SCHEMA_VERSION, BiomedGPTBackbone
+from bmpeft.backbones.biomedgpt.image_tower import make_processor
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import load_tokenizer
 from bmpeft.devices import fastest_device, has_fast_bfloat16
 from bmpeft.errors import BackboneError, UsageError, did_you_mean
+from bmpeft.images.processing import ImageProcessor, read_processor
 from bmpeft.recipe import BackboneSection
 
 PREFIX = "biomedgpt-"
@@ -69,6 +71,7 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
         model=model,
         tokenizer=tokenizer,
         fingerprint=fingerprint_of(canonical_state(model), context=context),
+        image_processor=_image_processor(section, model.config, None),
     )
 
 
@@ -94,7 +97,15 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
         model=model,
         tokenizer=tokenizer,
         fingerprint=content["fingerprint"],
+        image_processor=_image_processor(section, model.config, read_processor(directory)),
     )
+
+
+def _image_processor(section: BackboneSection, config: BiomedGPTConfig, own: ImageProcessor | None) -> ImageProcessor:
+    try:
+        return make_processor(config, own, image_size=section.image_size, image_mean_std=section.image_mean_std)
+    except ValueError as error:
+        raise UsageError(f"backbone {section.name}: {error}") from None
 
 
 def _read_description(directory: Path) -> dict[str, Any]:

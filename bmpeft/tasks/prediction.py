@@ -55,8 +55,13 @@ def predict_examples(
 
 
 def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Indices of examples of similar length, the longest first: what does not fit the memory fails at once."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].source), reverse=True)
+    """Indices of examples of similar length, the longest first: what does not fit the memory fails at once.
+
+    An image takes more positions than most texts, so that rows with one come before those without.
+    """
+    order = sorted(
+        range(len(examples)), key=lambda i: (examples[i].image is not None, len(examples[i].source)), reverse=True
+    )
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 

@@ -77,8 +77,13 @@ class EncodedDataset(Dataset[EncodedExample]):
         return len(self.examples)
 
     def lengths(self) -> list[int]:
-        """Tokens of each row, source and target."""
-        return [len(example.input_ids) + len(example.labels or ()) for example in self.examples]
+        """Positions that each row takes: image patches, tokens of source and target."""
+        return [example.source_length + len(example.labels or ()) for example in self.examples]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a row has an image."""
+        return any(example.image is not None for example in self.examples)
 
 
 class EpochLoader(DataLoader[EncodedExample]):

@@ -25,6 +25,11 @@ class EncodedSplit:
         return sum(1 for row in self.encoded if row.document_tokens_cut)
 
     @property
+    def has_images(self) -> bool:
+        """Whether a row has an image."""
+        return any(row.image is not None for row in self.encoded)
+
+    @property
     def document_tokens_cut(self) -> int:
         """Tokens that these documents lost."""
         return sum(row.document_tokens_cut for row in self.encoded)

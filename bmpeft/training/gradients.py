@@ -22,33 +22,41 @@ class GradientCheck:
     After the second step at a learning rate above zero each tensor that the inputs reach must have had a
     gradient that is not zero. Two, because the A of a LoRA has none in the first: its B is still zero. A
     tensor that no input reached (its gradient is None: image tables where all rows are text) is reported
-    and frozen.
+    and frozen. Where only some rows have an image, two of the steps must have had one before that is judged.
 
     Args:
         parameters: what trains, by name.
         drop_path: rate of stochastic depth, which gives a layer that it drops a gradient of zero. The
             check then waits for so many rows that a layer that was dropped in all of them is no accident.
         rows: of an optimizer step.
+        images: whether some of the training's rows have an image.
         say: gets one line if tensors are frozen.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, drop_path: float, rows: int, say: Callable[[str], None]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        drop_path: float,
+        rows: int,
+        images: bool = False,
+        say: Callable[[str], None],
     ) -> None:
         self._parameters, self._say = parameters, say
         self._steps_left = _STEPS
         if drop_path > 0.0:
             self._steps_left += math.ceil(math.log(_FALSE_ALARM) / math.log(drop_path) / rows)
+        self._image_steps_left = _STEPS if images else 0
         self._reached: set[str] = set()
         self._learning: set[str] = set()
 
-    def before_step(self, step: int, learning_rate: float) -> None:
-        """Look at the gradients of optimizer step `step`.
+    def before_step(self, step: int, learning_rate: float, *, images: bool = False) -> None:
+        """Look at the gradients of optimizer step `step`; `images`: whether a row of it had one.
 
         Raises:
             BmpeftError: tensors never had a gradient other than zero; names them.
         """
-        if self._steps_left == 0:
+        if self._is_over():
             return
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
@@ -56,20 +64,29 @@ class GradientCheck:
                 if name not in self._learning and bool(torch.any(parameter.grad != 0)):
                     self._learning.add(name)
         if learning_rate > 0.0:
-            self._steps_left -= 1
-        if self._steps_left == 0:
+            self._steps_left = max(self._steps_left - 1, 0)
+            self._image_steps_left = max(self._image_steps_left - images, 0)
+        if self._is_over():
             self._judge(step)
 
     def content(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"left": self._steps_left, "reached": sorted(self._reached), "learning": sorted(self._learning)}
+        return {
+            "left": self._steps_left,
+            "images_left": self._image_steps_left,
+            "reached": sorted(self._reached),
+            "learning": sorted(self._learning),
+        }
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """From a checkpoint: what was frozen is frozen again."""
-        self._steps_left = content["left"]
+        self._steps_left, self._image_steps_left = content["left"], content.get("images_left", 0)
         self._reached, self._learning = set(content["reached"]), set(content["learning"])
-        if self._steps_left == 0:
+        if self._is_over():
             self._freeze()
+
+    def _is_over(self) -> bool:
+        return self._steps_left == self._image_steps_left == 0
 
     def _judge(self, step: int) -> None:
         idle = [name for name in self._parameters if name in self._reached - self._learning]

@@ -39,6 +39,16 @@ class TargetToken:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedImage:
+    """The image of a row: its size in pixels, the square that it is resized to, the patches that the encoder reads."""
+
+    width: int
+    height: int
+    side: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True)
 class InspectedRow:
     """One row as the model sees it; texts are decoded from token ids, special tokens included.
 
@@ -52,6 +62,7 @@ class InspectedRow:
         label: index of the right one among `options`, from 0.
         document_tokens_cut: how many tokens its document lost to fit `max_source_length`.
         document_cut: the end that they were taken from; None where nothing was.
+        image: what is in front of the text.
     """
 
     id: str
@@ -63,6 +74,7 @@ class InspectedRow:
     label: int | None
     document_tokens_cut: int
     document_cut: Literal["head", "tail"] | None
+    image: InspectedImage | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ class Summary:
 
     rows: int
     endless: bool
+    rows_with_image: int
     rows_cut: int
     document_tokens_cut: int
     longest_source: int
@@ -185,6 +198,7 @@ def _summary(split: _Split) -> Summary:
     return Summary(
         rows=len(split.encoded),
         endless=split.endless,
+        rows_with_image=sum(row.image is not None for row in split.encoded),
         rows_cut=sum(row.document_tokens_cut > 0 for row in split.encoded),
         document_tokens_cut=sum(row.document_tokens_cut for row in split.encoded),
         longest_source=max((len(row.input_ids) for row in split.encoded), default=0),
@@ -219,9 +233,17 @@ def _shown_rows(backbone: FrozenBackbone, split: _Split, count: int) -> tuple[In
                 label=example.record.label if example is not None else None,
                 document_tokens_cut=row.document_tokens_cut,
                 document_cut=example.document_cut if example is not None and row.document_tokens_cut else None,
+                image=_image(backbone, row),
             )
         )
     return tuple(rows)
+
+
+def _image(backbone: FrozenBackbone, row: EncodedExample) -> InspectedImage | None:
+    if row.image is None or backbone.image_processor is None:
+        return None
+    width, height = row.image.load().size
+    return InspectedImage(width, height, backbone.image_processor.image_size, row.image_patches)
 
 
 def _target_tokens(backbone: FrozenBackbone, ids: Sequence[int], labels: Sequence[int]) -> tuple[TargetToken, ...]:

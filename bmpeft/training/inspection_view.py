@@ -41,6 +41,9 @@ def _lines(inspection: Inspection, *, coloured: bool) -> Iterator[list[Segment]]
 
 def _row_lines(row: InspectedRow, *, coloured: bool) -> Iterator[list[Segment]]:
     yield [("row ", "bold"), (_visible(row.id), "bold")]
+    if row.image is not None:
+        size = f"{row.image.width} x {row.image.height} pixels, read as {row.image.side} x {row.image.side}"
+        yield [(f"  image: {size} ({row.image.patches} patches in front of the text)", "dim")]
     yield [(f"  source ({row.source_tokens} tokens, none carries loss): ", "dim"), (_quoted(row.source), "")]
     if row.document_cut is not None:
         where = _END_NAMES[row.document_cut]
@@ -69,7 +72,8 @@ def _summary_lines(summary: Summary) -> Iterator[list[Segment]]:
         yield [(f"the first {summary.rows:,} rows of a mixture without end", "bold")]
         yield [("  texts and answers are shortened to the limits before rows are made of them", "")]
     else:
-        yield [(f"all {summary.rows:,} rows", "bold")]
+        images = f", {summary.rows_with_image:,} with an image" if summary.rows_with_image else ""
+        yield [(f"all {summary.rows:,} rows{images}", "bold")]
         yield _cut_line(summary)
     before = summary.longest_source_before_cutting
     uncut = f", {before:,} before cutting" if before > summary.longest_source else ""

@@ -42,6 +42,7 @@ from bmpeft.training.callbacks import (
 )
 from bmpeft.training.checkpoints import Checkpoint, CheckpointStore, recipe_identity, require_checkpoints
 from bmpeft.training.encoding import EncodedSplit, encode_split
+from bmpeft.training.patch_sampling import check_patch_sampling
 from bmpeft.training.run_directory import MEBIBYTE, require_room, set_aside
 from bmpeft.training.trainer import SequenceTrainer
 
@@ -97,6 +98,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     _announce(backbone, origin, progress)
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
+    check_patch_sampling(recipe.training.sample_patch_num, train_split.encoded)
     validation_split = _encode(recipe, backbone, task, validation_records, progress)
     model = attach(backbone, recipe.adaptation, seed=recipe.training.seed)
     tensor_bytes = 4 * count_parameters(model)[0]
@@ -122,6 +124,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         task=task.section(),
         data=origin,
         limits=_limits(recipe, train_split),
+        with_images=train_split.has_images,
         training=summary,
         canary=record_canary(backbone, model),
         tensors=adapter_tensors(model),

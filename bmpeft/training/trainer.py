@@ -37,6 +37,7 @@ from bmpeft.training.ema import AverageAfterStep, MovingAverage
 from bmpeft.training.gradients import GradientCheck
 from bmpeft.training.losses import make_objective
 from bmpeft.training.meter import Meter, Stopwatch
+from bmpeft.training.patch_sampling import patch_sampling
 from bmpeft.training.stochastic_depth import highest_rate, stochastic_depth
 from bmpeft.training.stopping import StopAtStep, StopSignals
 
@@ -112,6 +113,7 @@ class SequenceTrainer(Trainer):
         self.supervised_tokens = 0
         self._accuracy = accuracy
         self._meter = Meter()
+        self._images_in_step = False
         self._loss_sum = 0.0
         self._clock = Stopwatch()
         self._parameters = training_state.trainable(model)
@@ -119,6 +121,7 @@ class SequenceTrainer(Trainer):
             self._parameters,
             drop_path=highest_rate(backbone, section.drop_path),
             rows=section.batch_size * section.gradient_accumulation,
+            images=isinstance(train_rows, EncodedDataset) and train_rows.has_images,
             say=say,
         )
         self._objective = make_objective(section, backbone)
@@ -149,7 +152,11 @@ class SequenceTrainer(Trainer):
         self._resume = resume
         self._clock.start()
         try:
-            with self._signals, stochastic_depth(self.backbone, self.section.drop_path):
+            with (
+                self._signals,
+                stochastic_depth(self.backbone, self.section.drop_path),
+                patch_sampling(self.backbone, self.section.sample_patch_num),
+            ):
                 if resume is not None and self._is_over(resume):
                     self._restore_ended(resume)
                 else:
@@ -196,6 +203,7 @@ class SequenceTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one optimizer step, and how many of their supervised tokens count in its loss."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._images_in_step = any("pixel_values" in batch for batch in batches)
         supervised = [int(batch["labels"].ne(-100).sum()) for batch in batches]
         self.supervised_tokens += sum(supervised)
         self._meter.count(sum(supervised) + sum(int(batch["attention_mask"].sum()) for batch in batches))
@@ -235,7 +243,8 @@ class SequenceTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         step = self.state.global_step + 1
         _require_finite("gradient's norm", float(norm), step)
-        self._gradients.before_step(step, self._bare_optimizer().param_groups[0]["lr"])
+        rate = self._bare_optimizer().param_groups[0]["lr"]
+        self._gradients.before_step(step, rate, images=self._images_in_step)
         return norm
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
@@ -293,7 +302,7 @@ class SequenceTrainer(Trainer):
         """Nats per supervised token over the whole validation split."""
         rows = self.eval_dataset
         assert isinstance(rows, EncodedDataset)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids), reverse=True)
+        order = sorted(range(len(rows)), key=lambda row: rows[row].source_length, reverse=True)
         total, tokens = 0.0, 0
         with torch.inference_mode(), self.compute_loss_context_manager():
             for start in range(0, len(order), self.section.batch_size):

@@ -122,9 +122,9 @@ def test_trailing_bytes_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 3}, "schema version 3 is newer than this bmpeft reads (2): upgrade bmpeft"),
-        ({"schema_version": 1}, "schema version 1 is older than this bmpeft reads (2): train the adapter again"),
-        ({"schema_version": "2"}, "schema_version: Input should be 2"),
+        ({"schema_version": 4}, "schema version 4 is newer than this bmpeft reads (3): upgrade bmpeft"),
+        ({"schema_version": 1}, "schema version 1 is older than this bmpeft reads (3): train the adapter again"),
+        ({"schema_version": "3"}, "schema_version: Input should be 3"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"backbone.fingerprint": "ab"}, "backbone.fingerprint: String should match pattern '^[0-9a-f]{64}$'"),
         ({"training.steps": "4"}, "training.steps: Input should be a valid integer"),

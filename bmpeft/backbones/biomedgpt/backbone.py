@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
 from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
 from bmpeft.errors import BackboneError, BmpeftError
+from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
 from bmpeft.recipe import BeamDecoding, SampleDecoding
 from bmpeft.records import Example
 
@@ -42,7 +44,9 @@ class BiomedGPTBackbone(FrozenBackbone):
         model: BiomedGPTForConditionalGeneration,
         tokenizer: LoadedTokenizer,
         fingerprint: str,
+        image_processor: ImageProcessor | None = None,
     ) -> None:
+        processor = image_processor or default_processor(model.config)
         super().__init__(
             name=name,
             init=init,
@@ -52,8 +56,10 @@ class BiomedGPTBackbone(FrozenBackbone):
             fingerprint=fingerprint,
             tokenizer_digest=tokenizer.digest,
             attention=model.config._attn_implementation,
+            image_processor=processor,
         )
         self._tokenizer_text = tokenizer.text
+        self._images = ImageLoader(processor)
 
     @property
     def residual_blocks(self) -> int:
@@ -76,15 +82,23 @@ class BiomedGPTBackbone(FrozenBackbone):
                 raise BmpeftError(
                     f"record {example.record.id}: image-code and location targets are not supported by this backbone"
                 )
-        return EncodedExample(input_ids=ids, labels=labels, document_tokens_cut=cut)
+        return EncodedExample(
+            input_ids=ids,
+            labels=labels,
+            document_tokens_cut=cut,
+            image=example.image,
+            image_patches=0 if example.image is None else (self._images.processor.image_size // STRIDE) ** 2,
+        )
 
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` [B, L], and `labels` [B, T] where every example has them."""
+        """See `FrozenBackbone.collate`."""
         rows = [torch.tensor(example.input_ids) for example in examples]
         batch = {
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.model.config.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
+        if any(example.image is not None for example in examples):
+            batch["pixel_values"], batch["pixel_mask"] = self._pixels(examples)
         labels = [torch.tensor(example.labels) for example in examples if example.labels is not None]
         if len(labels) == len(examples):
             batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
@@ -159,6 +173,7 @@ class BiomedGPTBackbone(FrozenBackbone):
             model=model,
             tokenizer=LoadedTokenizer(self.tokenizer, self._tokenizer_text),
             fingerprint=fingerprint_of(canonical_state(model)),
+            image_processor=self.image_processor,
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -174,6 +189,8 @@ class BiomedGPTBackbone(FrozenBackbone):
             self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         (directory / "tokenizer.json").write_text(self._tokenizer_text, encoding="utf-8")
+        processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
+        (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
         content = {
             "schema_version": BACKBONE_SCHEMA_VERSION,
             "family": self.family,
@@ -185,6 +202,15 @@ class BiomedGPTBackbone(FrozenBackbone):
             "tokenizer_digest": self.tokenizer_digest,
         }
         (directory / BACKBONE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _pixels(self, examples: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
+        """`pixel_values` [B, 3, S, S] float32 and `pixel_mask` [B]; images are decoded here, a batch at a time."""
+        side = self._images.processor.image_size
+        pixels = torch.zeros(len(examples), 3, side, side)
+        for row, example in enumerate(examples):
+            if example.image is not None:
+                pixels[row] = torch.from_numpy(self._images.pixels(example.image))
+        return pixels, torch.tensor([example.image is not None for example in examples])
 
     def _source(self, example: Example, max_source_length: int) -> tuple[tuple[int, ...], int]:
         """bos + source + eos within the limit, and how many document tokens were cut."""
@@ -199,7 +225,10 @@ class BiomedGPTBackbone(FrozenBackbone):
         return length
 
     def _inputs(self, examples: Sequence[Example], max_source_length: int) -> dict[str, Tensor]:
-        encoded = [EncodedExample(self._source(example, max_source_length)[0], None) for example in examples]
+        encoded = [
+            EncodedExample(self._source(example, max_source_length)[0], None, image=example.image)
+            for example in examples
+        ]
         return {name: tensor.to(self.device) for name, tensor in self.collate(encoded).items()}
 
     def _candidate_ids(self, example: Example) -> list[list[int]]:

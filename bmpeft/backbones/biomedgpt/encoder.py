@@ -17,7 +17,13 @@ TEXT_TYPE, IMAGE_TYPE = 0, 1
 
 
 class BiomedGPTEncoder(nn.Module, PositionTables):
-    """[image ; text] -> hidden states."""
+    """[image ; text] -> hidden states.
+
+    Attributes:
+        sample_patch_num: in training mode, how many randomly drawn patches of each image are read (all, where there
+            are no more); None: all of them. They are drawn from torch's generator, as dropout's masks are, so
+            that a seed fixes them and a run that is resumed draws what it would have drawn.
+    """
 
     main_input_name = "input_ids"
 
@@ -26,6 +32,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         width, heads, layers = config.d_model, config.encoder_attention_heads, config.encoder_layers
         self.config = config
         self.gradient_checkpointing = False
+        self.sample_patch_num: int | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)
@@ -71,8 +78,10 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         visible = attention_mask.to(torch.bool)
         hidden_states = self._embed_text(input_ids)
         grid: tuple[int, int] | None = None
+        sampled_ids: Tensor | None = None
         if pixel_values is not None:
             patches, grid = self._embed_image(pixel_values)
+            patches, sampled_ids = self._sample_patches(patches, grid)
             shown = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
             if pixel_mask is not None:
                 shown = shown & pixel_mask.to(torch.bool)[:, None]
@@ -80,7 +89,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
             visible = torch.cat([shown, visible], dim=1)
         hidden_states = hidden_states * visible[..., None].to(hidden_states.dtype)
 
-        bias = self._position_bias(grid, input_ids.shape[1])
+        bias = self._position_bias(self.image_ids(grid, sampled_ids), input_ids.shape[1])
         states = []
         for layer, token_table, image_table in zip(
             self.layers, self.token_rel_pos_table_list, self.image_rel_pos_table_list, strict=True
@@ -95,15 +104,23 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
             hidden_states=(*states, hidden_states) if output_hidden_states else None,
             attention_mask=visible,
             image_grid=grid,
+            sampled_image_ids=sampled_ids,
         )
 
-    def position_embeddings(self, grid: tuple[int, int] | None, text_length: int) -> Tensor:
-        """Normed embeddings [1, P + L, D] of the absolute positions, image patches first."""
+    def image_ids(self, grid: tuple[int, int] | None, sampled_ids: Tensor | None = None) -> Tensor | None:
+        """Position ids [1 or B, P] of the patches: of all on the grid, or those that were sampled; None without."""
+        if grid is None or sampled_ids is not None:
+            return sampled_ids
+        device = self.embed_image_positions.weight.device
+        return image_position_ids(*grid, self.config.image_bucket_size, device)[None]
+
+    def position_embeddings(self, image_ids: Tensor | None, text_length: int) -> Tensor:
+        """Normed embeddings [1 or B, P + L, D] of the absolute positions, those of `image_ids` first."""
         text = self._text_positions(0, text_length)
-        if grid is None:
+        if image_ids is None:
             return text
-        ids = self._image_ids(grid)
-        return torch.cat([self.image_pos_ln(self.embed_image_positions(ids)), text], dim=1)
+        image = self.image_pos_ln(self.embed_image_positions(image_ids))
+        return torch.cat([image, text.expand(len(image_ids), -1, -1)], dim=1)
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         embedded = self.embed_tokens(input_ids) + self.type_embedding.weight[TEXT_TYPE]
@@ -123,20 +140,27 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         embedded = self.patch_layernorm_embedding(embedded)
         return nn.functional.dropout(embedded, self.config.dropout, self.training), (rows, columns)
 
-    def _position_bias(self, grid: tuple[int, int] | None, text_length: int) -> PositionBias:
-        positions = self.position_embeddings(grid, text_length)
+    def _sample_patches(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """The patches [B, P, D] that are read and, where they were drawn, their position ids [B, P]."""
+        count = self.sample_patch_num
+        if not self.training or count is None or count >= patches.shape[1]:
+            return patches, None
+        # The positions of the highest of independent numbers: every subset is equally likely.
+        drawn = torch.rand(patches.shape[:2], device=patches.device).topk(count).indices.sort().values
+        ids = self.image_ids(grid)
+        assert ids is not None
+        return patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[2])), ids[0, drawn]
+
+    def _position_bias(self, image_ids: Tensor | None, text_length: int) -> PositionBias:
+        positions = self.position_embeddings(image_ids, text_length)
         heads = self.config.encoder_attention_heads
         return PositionBias(
             query_factor=split_factor(self.pos_q_linear(positions), heads, self.config.attn_scale_factor),
             key_factor=split_factor(self.pos_k_linear(positions), heads),
             layout=Layout(
-                image_ids=None if grid is None else self._image_ids(grid),
+                image_ids=image_ids,
                 token_bucket_size=self.config.token_bucket_size,
                 image_bucket_size=self.config.image_bucket_size,
                 max_positions=self.config.max_position_embeddings,
             ),
         )
-
-    def _image_ids(self, grid: tuple[int, int]) -> Tensor:
-        device = self.embed_image_positions.weight.device
-        return image_position_ids(*grid, self.config.image_bucket_size, device)[None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bmpeft.backbones.biomedgpt.configuration import RESNET_BLOCKS
+from bmpeft.backbones.biomedgpt.configuration import RESNET_BLOCKS, BiomedGPTConfig
+from bmpeft.images.processing import ImageProcessor, MeanStdName
 
 EXPANSION = 4
 NUM_CHANNELS = 256 * EXPANSION
@@ -63,6 +64,38 @@ class ImageTower(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         features: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return features
+
+
+def default_processor(config: BiomedGPTConfig) -> ImageProcessor:
+    """The preprocessing of the published fine-tuning recipes: 256 pixels for small and medium, 384 from base on."""
+    side = 256 if config.d_model <= 512 else 384
+    return ImageProcessor(min(side, config.image_bucket_size * STRIDE))
+
+
+def make_processor(
+    config: BiomedGPTConfig,
+    own: ImageProcessor | None,
+    *,
+    image_size: int | None = None,
+    image_mean_std: MeanStdName | None = None,
+) -> ImageProcessor:
+    """The backbone's own processor with what the recipe says instead.
+
+    Args:
+        config: of the backbone; has the default where it brings no processor.
+        own: what the backbone's directory describes.
+        image_size: the recipe's, or None.
+        image_mean_std: the recipe's, or None.
+
+    Raises:
+        ValueError: a size that the backbone has no positions for, or that is not made of whole patches.
+    """
+    own = own or default_processor(config)
+    processor = ImageProcessor(image_size or own.image_size, image_mean_std or own.image_mean_std)
+    largest = config.image_bucket_size * STRIDE
+    if processor.image_size % STRIDE or not STRIDE <= processor.image_size <= largest:
+        raise ValueError(f"image_size {processor.image_size}: expected a multiple of {STRIDE} up to {largest}")
+    return processor
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int, eps: float) -> nn.Sequential:

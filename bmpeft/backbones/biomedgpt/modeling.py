@@ -225,10 +225,11 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return memory, mask.to(torch.bool)
 
     def _encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
-        grid = getattr(outputs, "image_grid", None)
+        grid, sampled_ids = getattr(outputs, "image_grid", None), getattr(outputs, "sampled_image_ids", None)
+        image_ids = self.encoder.image_ids(grid, sampled_ids)
+        num_image = 0 if image_ids is None else image_ids.shape[1]
         assert outputs.last_hidden_state is not None
-        num_image = grid[0] * grid[1] if grid else 0
-        return self.encoder.position_embeddings(grid, outputs.last_hidden_state.shape[1] - num_image)
+        return self.encoder.position_embeddings(image_ids, outputs.last_hidden_state.shape[1] - num_image)
 
     def _cache(
         self, past: EncoderDecoderCache | None, use_cache: bool | None, labels: Tensor | None

@@ -18,11 +18,13 @@ class BiomedGPTEncoderOutput(BaseModelOutput):
         attention_mask: [B, P + L] boolean, true for real positions: unlike the mask given to
             `generate` it covers the image.
         image_grid: (rows, columns) of the patches, None without an image.
+        sampled_image_ids: [B, P] position ids of the patches, where only some of the grid's were read (in training).
     """
 
     last_hidden_state: Tensor | None = None
     attention_mask: Tensor | None = None
     image_grid: tuple[int, int] | None = None
+    sampled_image_ids: Tensor | None = None
 
 
 class BiomedGPTCache(EncoderDecoderCache):
