@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from safetensors import SafetensorError
 from bmpeft.attention import resolve_backend
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
-from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE, BACKBONE_SCHEMA_VERSION, BiomedGPTBackbone
+from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.biomedgpt.image_tower import make_processor
+from bmpeft.backbones.description import BACKBONE_FILE, BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import load_tokenizer
@@ -42,6 +42,8 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
         backbone = _from_size(section)
     elif section.name.count("/") == 1 and not section.name.startswith((".", "/", "~")):
         backbone = _from_directory(_download(section.name), section)
+    elif directory.is_file():
+        raise BackboneError(f"backbone {section.name!r}: a file; `bmpeft convert {section.name} DIRECTORY` comes first")
     else:
         names = [PREFIX + size for size in SIZES]
         raise BackboneError(f"backbone {section.name!r}: no such directory{did_you_mean(section.name, names)}")
@@ -79,7 +81,8 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
     """A directory that `FrozenBackbone.save_pretrained` wrote; its stored tensors are checked against their digest."""
     if section.init == "random":
         raise UsageError(f"backbone {section.name}: a directory has weights; backbone.init=random needs a size name")
-    content = _read_description(directory)
+    described = BackboneDescription.read(directory)
+    _check_tokenizer(directory, section)
     try:
         with no_progress_bars():
             model = BiomedGPTForConditionalGeneration.from_pretrained(
@@ -87,18 +90,27 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{directory}: weights cannot be loaded: {_first_line(error)}") from None
-    if fingerprint_of(canonical_state(model)) != content["stored_tensors"]:
+    if fingerprint_of(canonical_state(model)) != described.stored_tensors:
         raise BackboneError(f"{directory}: the weights are not those that {BACKBONE_FILE} describes")
     tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else directory, model.config.vocab_size)
     return BiomedGPTBackbone(
         name=section.name,
-        init=content["init"],
-        init_seed=content["init_seed"],
+        init=described.init,
+        init_seed=described.init_seed,
         model=model,
         tokenizer=tokenizer,
-        fingerprint=content["fingerprint"],
+        fingerprint=described.fingerprint,
         image_processor=_image_processor(section, model.config, read_processor(directory)),
     )
+
+
+def _check_tokenizer(directory: Path, section: BackboneSection) -> None:
+    """Say what is missing before the weights are read, which may take a minute."""
+    if not section.tokenizer and not (directory / "tokenizer.json").exists():
+        raise BackboneError(
+            f"{directory}: no such file tokenizer.json, which weights converted without one lack; "
+            "backbone.tokenizer=DIR names a directory that has one"
+        )
 
 
 def _image_processor(section: BackboneSection, config: BiomedGPTConfig, own: ImageProcessor | None) -> ImageProcessor:
@@ -106,25 +118,6 @@ def _image_processor(section: BackboneSection, config: BiomedGPTConfig, own: Ima
         return make_processor(config, own, image_size=section.image_size, image_mean_std=section.image_mean_std)
     except ValueError as error:
         raise UsageError(f"backbone {section.name}: {error}") from None
-
-
-def _read_description(directory: Path) -> dict[str, Any]:
-    path = directory / BACKBONE_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{directory}: not a bmpeft backbone directory (no {BACKBONE_FILE})") from None
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{path}: cannot be read: {_first_line(error)}") from None
-    expected = {"schema_version": int, "init": str, "fingerprint": str, "stored_tensors": str}
-    if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in expected.items()):
-        raise BackboneError(f"{path}: expected the keys {', '.join(expected)}")
-    if content["schema_version"] != BACKBONE_SCHEMA_VERSION:
-        raise BackboneError(
-            f"{path}: schema version {content['schema_version']}, this bmpeft reads {BACKBONE_SCHEMA_VERSION}"
-        )
-    content.setdefault("init_seed", None)
-    return content
 
 
 def _download(name: str) -> Path:

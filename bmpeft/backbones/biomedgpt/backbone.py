@@ -15,6 +15,7 @@ from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbon
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
 from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
+from bmpeft.backbones.description import BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
@@ -23,8 +24,6 @@ from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
 from bmpeft.recipe import BeamDecoding, SampleDecoding
 from bmpeft.records import Example
 
-BACKBONE_FILE = "backbone.json"
-BACKBONE_SCHEMA_VERSION = 1
 # Logits of one decoder pass while scoring: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
 
@@ -191,17 +190,15 @@ class BiomedGPTBackbone(FrozenBackbone):
         (directory / "tokenizer.json").write_text(self._tokenizer_text, encoding="utf-8")
         processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
         (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
-        content = {
-            "schema_version": BACKBONE_SCHEMA_VERSION,
-            "family": self.family,
-            "name": Path(self.name).name,
-            "init": self.init,
-            "init_seed": self.init_seed,
-            "fingerprint": self.fingerprint,
-            "stored_tensors": fingerprint_of(canonical_state(self.model)),
-            "tokenizer_digest": self.tokenizer_digest,
-        }
-        (directory / BACKBONE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        BackboneDescription(
+            family=self.family,
+            name=Path(self.name).name,
+            init=self.init,
+            init_seed=self.init_seed,
+            fingerprint=self.fingerprint,
+            stored_tensors=fingerprint_of(canonical_state(self.model)),
+            tokenizer_digest=self.tokenizer_digest,
+        ).write(directory)
 
     def _pixels(self, examples: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
         """`pixel_values` [B, 3, S, S] float32 and `pixel_mask` [B]; images are decoded here, a batch at a time."""

@@ -127,7 +127,9 @@ def configuration(
         where = declared_in or "the tensors"
         raise ValueError(f"{where}: {' '.join(str(error).split())[:300]}") from None
     if not 0 <= config.num_code_tokens + config.num_bin_tokens < config.vocab_size:
-        raise ValueError(f"{declared_in}: {config.num_code_tokens} codes and {config.num_bin_tokens} bins, out of range")
+        raise ValueError(
+            f"{declared_in}: {config.num_code_tokens} codes and {config.num_bin_tokens} bins, out of range"
+        )
     return config, assumed
 
 

@@ -19,11 +19,6 @@ from bmpeft.progress import ProgressTask
 MAX_SHARD_BYTES = 1_000_000_000
 LICENCE_FILE = "LICENCE_NOTE.md"
 
-# Upstream's fine-tuning of the base size; a checkpoint that says otherwise is believed.
-_IMAGE_SIZE = 384
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-
 
 def write_tensors(
     directory: Path,
@@ -63,25 +58,6 @@ def write_configuration(directory: Path, config: BiomedGPTConfig, dtype: torch.d
     stored.dtype = dtype
     stored.save_pretrained(directory)
     GenerationConfig.from_model_config(stored).save_pretrained(directory)
-
-
-def write_image_options(directory: Path, declared: Mapping[str, Any]) -> None:
-    """preprocessor_config.json: the size and normalisation of images, from fairseq's options where they say."""
-    stated = declared.get("patch_image_size")
-    size = stated if type(stated) is int and stated > 0 else _IMAGE_SIZE
-    mean, std = _IMAGENET if declared.get("imagenet_default_mean_and_std") is True else _HALF
-    content = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic, by Pillow's number
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-    write_json(directory / "preprocessor_config.json", content)
 
 
 def write_licence_note(directory: Path, statements: tuple[str, ...]) -> None:

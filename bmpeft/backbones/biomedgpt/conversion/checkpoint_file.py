@@ -69,9 +69,13 @@ _BECOMES_A_DICT = "collections.defaultdict"
 class StandIn:
     """An object of a class that is not imported: the values it was pickled with, and none of its code."""
 
+    __slots__ = ("__dict__", "arguments")
+
+    arguments: tuple[Any, ...]
+
     def __new__(cls, *arguments: Any) -> StandIn:
         stand_in = super().__new__(cls)
-        stand_in.__dict__["arguments"] = arguments
+        stand_in.arguments = arguments
         return stand_in
 
     def __setstate__(self, state: Any) -> None:
@@ -94,7 +98,7 @@ def read_checkpoint(path: Path) -> Any:
         raise BackboneError(f"{path}: {error.strerror or error}") from None
     except (ValueError, EOFError, IndexError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BackboneError(f"{path}: no checkpoint, or truncated or damaged: {_one_line(error)}") from None
-    substitutes = [(_substitute(path, name), name) for name in sorted(names - _REBUILT_BY_TORCH)]
+    substitutes: list[Any] = [(_substitute(path, name), name) for name in sorted(names - _REBUILT_BY_TORCH)]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(substitutes):
             warnings.simplefilter("ignore")  # on old formats, which are expected here
@@ -112,17 +116,24 @@ def plain(value: Any, *, nesting: int = 0) -> Any:
     if nesting > _MAX_NESTING:
         raise ValueError("a configuration nested too deeply")
     if isinstance(value, StandIn):
-        state = vars(value)
-        if "_content" in state:  # omegaconf: DictConfig, ListConfig
-            return plain(state["_content"], nesting=nesting + 1)
-        if "_val" in state:  # omegaconf: a value
-            return plain(state["_val"], nesting=nesting + 1)
-        return {name: plain(v, nesting=nesting + 1) for name, v in state.items() if name != "arguments"}
+        return _opened(value, nesting + 1)
     if isinstance(value, dict):
         return {str(name): plain(v, nesting=nesting + 1) for name, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, nesting=nesting + 1) for v in value]
     return value
+
+
+def _opened(stand_in: StandIn, nesting: int) -> Any:
+    state, arguments = vars(stand_in), stand_in.arguments
+    for name in ("_content", "_val"):  # omegaconf: a container, a value
+        if name in state:
+            value = plain(state[name], nesting=nesting)
+            unresolved = isinstance(value, str) and (value == "???" or value.startswith("${"))
+            return None if unresolved else value
+    if not state and len(arguments) == 1:  # a member of an enumeration
+        return plain(arguments[0], nesting=nesting)
+    return {name: plain(value, nesting=nesting) for name, value in state.items()}
 
 
 def _is_zip(path: Path) -> bool:
@@ -137,7 +148,9 @@ def _names_in_zip(path: Path) -> Iterator[str]:
         if len(pickles) != 1:
             raise BackboneError(f"{path}: a zip file without torch's data.pkl: no checkpoint")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise BackboneError(f"{path}: a compressed zip file, which torch.save does not write: unpack and zip with -0")
+            raise BackboneError(
+                f"{path}: a compressed zip file, which torch.save does not write: unpack and zip with -0"
+            )
         if pickles[0].file_size > MAX_PICKLE_BYTES:
             raise BackboneError(f"{path}: a pickle of {pickles[0].file_size:,} bytes, at most {MAX_PICKLE_BYTES:,}")
         with archive.open(pickles[0]) as file:
@@ -170,13 +183,14 @@ def names_in_pickle(file: IO[bytes]) -> Iterator[str]:
     memo: dict[int, str] = {}
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST"):
-            yield _current_name(*argument.split(" ", 1))
+            module, name = str(argument).split(" ", 1)
+            yield _current_name(module, name)
         elif opcode.name == "STACK_GLOBAL":
             yield _current_name(*texts[-2:]) if len(texts) > 1 else "a name that it computes"
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = texts[-1] if texts else ""
         elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-            texts.append(memo.get(int(argument), ""))
+            texts.append(memo.get(int(str(argument)), ""))
         elif isinstance(argument, str):
             texts.append(argument)
         del texts[:-2]
@@ -194,7 +208,9 @@ def _substitute(path: Path, name: str) -> Any:
         return _empty_dict
     if name in _STOOD_IN_FOR or name.startswith(_STOOD_IN_FOR_PACKAGES):
         return StandIn
-    raise BackboneError(f"{path}: refused, nothing was loaded: it calls for {name[:200]}, as no checkpoint of BiomedGPT")
+    raise BackboneError(
+        f"{path}: refused, nothing was loaded: it calls for {name[:200]}, as no checkpoint of BiomedGPT"
+    )
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:

@@ -40,9 +40,7 @@ def write_fairseq(path: Path, config: BiomedGPTConfig, tensors: Mapping[str, Ten
         "args": argparse.Namespace(**fairseq_options(config)),
         "model": published_state(config, tensors, "fairseq"),
         "criterion": None,
-        "optimizer_history": [
-            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
-        ],
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
         "task_state": {},
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0, "version": 2}},
         "last_optimizer_state": None,

@@ -56,6 +56,7 @@ class ConversionReport:
         stored_dtype: of the destination's.
         fingerprint: SHA-256 of the source's canonical tensors; None in a dry run.
         tokenizer: where the tokenizer came from, or what is missing.
+        images: how images become pixels, and who says so.
         keys: every key of the source, and those that it lacks.
         licence: what upstream says; empty for weights that are not upstream's.
         dry_run: nothing was written.
@@ -74,6 +75,7 @@ class ConversionReport:
     stored_dtype: str
     fingerprint: str | None
     tokenizer: str
+    images: str
     keys: tuple[KeyReport, ...]
     licence: tuple[str, ...]
     dry_run: bool
@@ -96,6 +98,7 @@ class ConversionReport:
             f"keys: {counts['used']:,} used, {counts['ignored']:,} ignored, {counts['missing']:,} missing",
             f"stored: {self.stored_dtype}{cast}",
             f"tokenizer: {self.tokenizer}",
+            f"images: {self.images}",
             *(f"licence: {statement}" for statement in self.licence),
         ]
 

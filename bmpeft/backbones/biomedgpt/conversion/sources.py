@@ -14,9 +14,9 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE
 from bmpeft.backbones.biomedgpt.conversion.checkpoint_file import plain, read_checkpoint
 from bmpeft.backbones.biomedgpt.conversion.report import KeyReport
+from bmpeft.backbones.description import BACKBONE_FILE
 from bmpeft.errors import BackboneError, UsageError
 from bmpeft.strict_json import parse_object
 
@@ -115,7 +115,9 @@ def _other_parts(content: Mapping[Any, Any], weights: Weights) -> list[KeyReport
             if weights == "ema":
                 entries.append(KeyReport("model", (), "ignored", "--weights ema takes the moving average instead"))
         else:
-            entries.append(KeyReport(str(part), (), "ignored", _IGNORED_PARTS.get(str(part), "no weights of the model")))
+            entries.append(
+                KeyReport(str(part), (), "ignored", _IGNORED_PARTS.get(str(part), "no weights of the model"))
+            )
     extra = content.get("extra_state")
     if isinstance(extra, Mapping):
         if "ema" in extra and weights == "model":
