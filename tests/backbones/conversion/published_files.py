@@ -59,12 +59,14 @@ def fairseq_name(name: str) -> str:
     return name
 
 
-def published_state(model: BiomedGPTForConditionalGeneration, scheme: str) -> OrderedDict[str, Tensor]:
+def published_state(
+    model: BiomedGPTForConditionalGeneration, scheme: str, *, with_tables: bool = True
+) -> OrderedDict[str, Tensor]:
     """A published state dict: every tied name, every table."""
     state = OrderedDict(model.state_dict())
     if scheme == "fairseq":
         state = OrderedDict((fairseq_name(name), tensor) for name, tensor in state.items())
-    return OrderedDict(state | tables(model.config, scheme))
+    return OrderedDict(state | tables(model.config, scheme)) if with_tables else state
 
 
 def tables(config: Any, scheme: str) -> dict[str, Tensor]:
@@ -89,7 +91,9 @@ def tables(config: Any, scheme: str) -> dict[str, Tensor]:
     ids = range(side**2 + 1)
     found: dict[str, Tensor] = {}
     for stack in ("encoder", "decoder"):
-        found[f"{stack}.token_rp_bucket"] = torch.tensor([[token(i - j) for j in range(positions)] for i in range(positions)])
+        found[f"{stack}.token_rp_bucket"] = torch.tensor(
+            [[token(i - j) for j in range(positions)] for i in range(positions)]
+        )
         found[f"{stack}.image_rp_bucket"] = torch.tensor([[image(i, j) for j in ids] for i in ids])
         if scheme == "fairseq":
             found[f"{stack}.version"] = torch.Tensor([3])
@@ -141,12 +145,12 @@ def options(model: BiomedGPTForConditionalGeneration, **changes: Any) -> dict[st
     return found | changes
 
 
-def checkpoint(state: dict[str, Tensor], **parts: Any) -> dict[str, Any]:
+def checkpoint(model: dict[str, Tensor], **parts: Any) -> dict[str, Any]:
     """fairseq's dict as its trainer writes it."""
     return {
         "args": None,
         "cfg": None,
-        "model": state,
+        "model": model,
         "criterion": None,
         "optimizer_history": [{"criterion_name": "X", "optimizer_name": "FairseqAdam", "num_updates": 10}],
         "task_state": {},
@@ -157,12 +161,15 @@ def checkpoint(state: dict[str, Tensor], **parts: Any) -> dict[str, Any]:
 
 def save_fairseq(path: Path, model: BiomedGPTForConditionalGeneration, /, **parts: Any) -> Path:
     """A checkpoint with `args` as a namespace."""
-    arguments = argparse.Namespace(**options(model))
-    torch.save(checkpoint(published_state(model, "fairseq"), **{"args": arguments, **parts}), path)
+    if "model" not in parts:
+        parts["model"] = published_state(model, "fairseq")
+    torch.save(checkpoint(**{"args": argparse.Namespace(**options(model)), **parts}), path)
     return path
 
 
-def save_transformers(directory: Path, model: BiomedGPTForConditionalGeneration, **changes: Any) -> Path:
+def save_transformers(
+    directory: Path, model: BiomedGPTForConditionalGeneration, *, with_tables: bool = True, **changes: Any
+) -> Path:
     """A directory as PanaceaAI/BiomedGPT-Base-Pretrained: config.json and pytorch_model.bin."""
     directory.mkdir()
     config = model.config
@@ -173,7 +180,9 @@ def save_transformers(directory: Path, model: BiomedGPTForConditionalGeneration,
               "use_cache": False, "forced_eos_token_id": 2}  # fmt: skip
     fields |= {name: getattr(config, name) for name in shown} | changes
     (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    untied = {name: tensor.clone() for name, tensor in published_state(model, "transformers").items()}
+    untied = {
+        name: tensor.clone() for name, tensor in published_state(model, "transformers", with_tables=with_tables).items()
+    }
     torch.save(untied, directory / "pytorch_model.bin")
     return directory
 

@@ -149,13 +149,17 @@ FORMATS: list[Callable[[Path, Model], Path]] = [
 
 
 @pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__.strip("_"))
-def test_every_format_becomes_the_same_weights(make: Callable[[Path, Model], Path], model: Model, tmp_path: Path) -> None:
+def test_every_format_becomes_the_same_weights(
+    make: Callable[[Path, Model], Path], model: Model, tmp_path: Path
+) -> None:
     source = make(tmp_path / "source.pt", model)
     report = run(source, tmp_path / "backbone")
     expected = canonical_state(model)
     stored = load_file(tmp_path / "backbone" / "model.safetensors")
     assert stored.keys() == expected.keys()
-    assert all(torch.equal(stored[name], expected[name]) and stored[name].dtype == expected[name].dtype for name in expected)
+    assert all(
+        torch.equal(stored[name], expected[name]) and stored[name].dtype == expected[name].dtype for name in expected
+    )
     described = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
     # One name for the weights, whatever they came in.
     assert report.fingerprint == described["fingerprint"] == described["stored_tensors"] == fingerprint_of(expected)
@@ -185,7 +189,10 @@ def test_half_precision_stays_and_goes_back_to_float32_on_request(model: Model, 
 
 def test_the_moving_average_is_what_is_asked_for(model: Model, tmp_path: Path) -> None:
     average = small_model(seed=1)
-    extra = {"ema": published_state(average, "fairseq"), "ema_fp32_params": {"encoder.layer_norm.weight": torch.ones(64)}}
+    extra = {
+        "ema": published_state(average, "fairseq"),
+        "ema_fp32_params": {"encoder.layer_norm.weight": torch.ones(64)},
+    }
     source = save_fairseq(tmp_path / "tuned.pt", model, extra_state=extra)
     plain, smooth = run(source, tmp_path / "plain"), run(source, tmp_path / "smooth", weights="ema")
     assert plain.fingerprint == fingerprint_of(canonical_state(model))

@@ -56,14 +56,9 @@ _FAIRSEQ_SIZES = MappingProxyType(
     {"small": "ofa_tiny", "medium": "ofa_medium", "base": "ofa_base", "large": "ofa_large", "xlarge": "ofa_huge"}
 )
 _SYNC_BATCH_NORM_EPS = 1e-3
-_NUMBERS = (
-    "attn_scale_factor",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "encoder_drop_path_rate",
-    "decoder_drop_path_rate",
-)
+_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_drop_path_rate", "decoder_drop_path_rate")
+# What the tokenizers of this architecture have.
+_TOKEN_IDS = MappingProxyType({"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0})
 
 
 def fields_of(shapes: Shapes) -> dict[str, Any]:
@@ -110,14 +105,16 @@ def configuration(
     """
     if declared_in == "config.json":
         _compare(fields, {name: name for name in fields}, declared, declared_in)
-        unseen = {name: declared[name] for name in _unseen(fields) if name in declared}
+        _compare(_TOKEN_IDS, {name: name for name in _TOKEN_IDS}, declared, declared_in)
+        own = {"tie_word_embeddings", "use_cache", *_TOKEN_IDS, *fields}
+        said = [name for name in BiomedGPTConfig.__annotations__ if name not in own]
     else:
         _compare(fields, _FAIRSEQ_OPTIONS, declared, declared_in)
         _compare(_FAIRSEQ_CONSTANTS, {name: name for name in _FAIRSEQ_CONSTANTS}, declared, declared_in)
-        unseen = {name: declared[name] for name in _NUMBERS if name in declared}
-        if declared.get("sync_bn") is True:
-            unseen["batch_norm_eps"] = _SYNC_BATCH_NORM_EPS
-    unseen |= {name: float(unseen[name]) for name in _NUMBERS if type(unseen.get(name)) is int}  # 2 for 2.0
+        said = ["attn_scale_factor"]  # its rates of dropout belong to somebody's training, not to the weights
+    unseen = {name: _checked(name, declared[name], declared_in) for name in said if declared.get(name) is not None}
+    if declared_in != "config.json" and declared.get("sync_bn") is True:
+        unseen["batch_norm_eps"] = _SYNC_BATCH_NORM_EPS
     assumed = tuple(name for name in ("attn_scale_factor",) if name not in unseen)
     if "num_code_tokens" not in unseen and "num_bin_tokens" not in unseen:
         unseen |= _code_tokens(fields["vocab_size"])
@@ -150,7 +147,7 @@ def fairseq_options(config: BiomedGPTConfig) -> dict[str, Any]:
         "arch": _FAIRSEQ_SIZES.get(size_of(config) or "", "ofa"),
         **{theirs: getattr(config, ours) for theirs, ours in _FAIRSEQ_OPTIONS.items()},
         **_FAIRSEQ_CONSTANTS,
-        **{name: getattr(config, name) for name in _NUMBERS},
+        "attn_scale_factor": config.attn_scale_factor,
         "share_all_embeddings": config.tie_word_embeddings,
         "sync_bn": config.batch_norm_eps == _SYNC_BATCH_NORM_EPS,
     }
@@ -164,14 +161,27 @@ def _compare(
         if value is None:  # not said; fairseq leaves what a size decides, config.json what follows from normformer
             continue
         if type(value) is not type(found[ours]) or value != found[ours]:
-            shown = repr(value)[:60] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
-            whose = "this model has" if found is _FAIRSEQ_CONSTANTS else "the tensors have"
-            raise ValueError(f"{declared_in} says {theirs}={shown}, {whose} {found[ours]!r}")
+            whose = "this model has" if found in (_FAIRSEQ_CONSTANTS, _TOKEN_IDS) else "the tensors have"
+            raise ValueError(f"{declared_in} says {theirs}={_shown(value)}, {whose} {found[ours]!r}")
 
 
-def _unseen(fields: Mapping[str, Any]) -> list[str]:
-    own = {"tie_word_embeddings", "use_cache", *fields}
-    return [name for name in BiomedGPTConfig.__annotations__ if name not in own]
+def _checked(name: str, value: Any, declared_in: str | None) -> Any:
+    """A value that no shape tells, of its field's type and in its range; 2 is a number like 2.0."""
+    default = getattr(BiomedGPTConfig(), name)
+    if type(default) is float and type(value) is int:
+        value = float(value)
+    valid = type(value) is type(default)
+    if name in _RATES:
+        valid = valid and 0.0 <= value < 1.0
+    elif type(default) in (int, float):
+        valid = valid and 0 <= value < math.inf and (value > 0 or type(default) is int)
+    if not valid:
+        raise ValueError(f"{declared_in} says {name}={_shown(value)}, expected such as {default!r}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
 def _code_tokens(vocabulary: int) -> dict[str, int]:

@@ -27,7 +27,6 @@ MAX_LEGACY_BYTES = 2_500_000_000
 MAX_PICKLE_BYTES = 100_000_000
 # A legacy file is five pickles and then data: magic number, version, system, content, storage keys.
 _LEGACY_PICKLES = 4
-_MAX_NESTING = 40
 
 _DTYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
 _STORAGES = ("Half", "Float", "Double", "BFloat16", "Char", "Short", "Int", "Long", "Byte", "Bool")
@@ -91,49 +90,45 @@ def read_checkpoint(path: Path) -> Any:
         BackboneError: the file cannot be read, is no checkpoint, damaged, compressed or too large, or names
             anything but tensors, numbers, texts and configurations.
     """
+    substitutes: dict[str, Any] = {}
     try:
         is_zip = _is_zip(path)
-        names = set(_names_in_zip(path) if is_zip else _names_in_legacy_file(path))
+        for name in _names_in_zip(path) if is_zip else _names_in_legacy_file(path):
+            if name not in _REBUILT_BY_TORCH and name not in substitutes:
+                substitutes[name] = _substitute(path, name)
     except OSError as error:
         raise BackboneError(f"{path}: {error.strerror or error}") from None
     except (ValueError, EOFError, IndexError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BackboneError(f"{path}: no checkpoint, or truncated or damaged: {_one_line(error)}") from None
-    substitutes: list[Any] = [(_substitute(path, name), name) for name in sorted(names - _REBUILT_BY_TORCH)]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(substitutes):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([(instead, name) for name, instead in substitutes.items()]),
+        ):
             warnings.simplefilter("ignore")  # on old formats, which are expected here
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever a file that somebody broke on purpose brings about
         raise BackboneError(f"{path}: truncated, damaged or not readable: {_one_line(error)}") from None
 
 
-def plain(value: Any, *, nesting: int = 0) -> Any:
-    """A configuration as dicts, lists and plain values: namespaces and omegaconf's nodes opened.
+def opened(value: Any) -> dict[str, Any]:
+    """The entries of a configuration, one level of it: of a dict, a namespace or omegaconf's DictConfig.
 
-    Raises:
-        ValueError: it is nested too deeply, or contains itself.
+    Deeper levels stay as they are, so that a configuration which contains itself, or a billion references to one
+    another, costs nothing. What omegaconf has not resolved is None. Anything but a configuration is empty.
     """
-    if nesting > _MAX_NESTING:
-        raise ValueError("a configuration nested too deeply")
     if isinstance(value, StandIn):
-        return _opened(value, nesting + 1)
-    if isinstance(value, dict):
-        return {str(name): plain(v, nesting=nesting + 1) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, nesting=nesting + 1) for v in value]
-    return value
+        state = vars(value)
+        value = state.get("_content", state)
+    return {str(name): _value(entry) for name, entry in value.items()} if isinstance(value, dict) else {}
 
 
-def _opened(stand_in: StandIn, nesting: int) -> Any:
-    state, arguments = vars(stand_in), stand_in.arguments
-    for name in ("_content", "_val"):  # omegaconf: a container, a value
-        if name in state:
-            value = plain(state[name], nesting=nesting)
-            unresolved = isinstance(value, str) and (value == "???" or value.startswith("${"))
-            return None if unresolved else value
-    if not state and len(arguments) == 1:  # a member of an enumeration
-        return plain(arguments[0], nesting=nesting)
-    return {name: plain(value, nesting=nesting) for name, value in state.items()}
+def _value(entry: Any) -> Any:
+    if isinstance(entry, StandIn) and "_val" in vars(entry):  # omegaconf's node of a value
+        entry = vars(entry)["_val"]
+    if isinstance(entry, StandIn) and not vars(entry) and len(entry.arguments) == 1:  # a member of an enumeration
+        entry = entry.arguments[0]
+    return None if isinstance(entry, str) and (entry == "???" or entry.startswith("${")) else entry
 
 
 def _is_zip(path: Path) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from bmpeft.errors import BackboneError, UsageError
 
 
@@ -54,8 +56,9 @@ def new_destination(path: Path) -> Iterator[Path]:
             check_is_free(path)
             temporary.rename(path)
             _flush(path.parent)
-    except OSError as error:
-        raise BackboneError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise BackboneError(f"{path}: cannot be written: {reason}") from None
 
 
 def _flush(path: Path) -> None:

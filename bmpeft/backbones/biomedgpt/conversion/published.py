@@ -45,7 +45,7 @@ def write_fairseq(path: Path, config: BiomedGPTConfig, tensors: Mapping[str, Ten
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0, "version": 2}},
         "last_optimizer_state": None,
     }
-    torch.save(content, path)
+    _save(content, path)
 
 
 def write_transformers(directory: Path, config: BiomedGPTConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -62,7 +62,14 @@ def write_transformers(directory: Path, config: BiomedGPTConfig, tensors: Mappin
         "forced_eos_token_id": config.eos_token_id,
     }
     write_json(directory / "config.json", content)
-    torch.save(published_state(config, tensors, "transformers"), directory / "pytorch_model.bin")
+    _save(published_state(config, tensors, "transformers"), directory / "pytorch_model.bin")
+
+
+def _save(content: Any, path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # torch's writer of zip files knows no other error for a full disk
+        raise OSError(" ".join(str(error).split())) from None
 
 
 def published_state(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bmpeft.backbones.biomedgpt.conversion.checkpoint_file import plain, read_checkpoint
+from bmpeft.backbones.biomedgpt.conversion.checkpoint_file import opened, read_checkpoint
 from bmpeft.backbones.biomedgpt.conversion.report import KeyReport
 from bmpeft.backbones.description import BACKBONE_FILE
 from bmpeft.errors import BackboneError, UsageError
@@ -95,7 +95,7 @@ def _checkpoint(path: Path, content: Any, weights: Weights) -> Source:
     average = extra.get("ema") if isinstance(extra, Mapping) else None
     if weights == "ema" and not isinstance(average, Mapping):
         raise UsageError(f"{path}: --weights ema: the checkpoint has no extra_state.ema")
-    declared, declared_in = _arguments(path, content)
+    declared, declared_in = _options(content)
     return Source(
         path=path,
         format="fairseq checkpoint",
@@ -129,17 +129,13 @@ def _other_parts(content: Mapping[Any, Any], weights: Weights) -> list[KeyReport
     return entries
 
 
-def _arguments(path: Path, content: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
-    """The options of training: `args`, or what stands in `cfg` under model and task."""
-    try:
-        arguments, configuration = plain(content.get("args")), plain(content.get("cfg"))
-    except ValueError as error:
-        raise BackboneError(f"{path}: args or cfg: {error}") from None
-    if isinstance(arguments, dict) and arguments:
+def _options(content: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
+    """The options of training: `args`, or what stands in `cfg` under task and model."""
+    arguments, configuration = opened(content.get("args")), opened(content.get("cfg"))
+    if arguments:
         return arguments, "args"
-    if isinstance(configuration, dict) and configuration:
-        parts = [part for name in ("task", "model") if isinstance(part := configuration.get(name), dict)]
-        return {name: value for part in parts for name, value in part.items()}, "cfg"
+    if configuration:
+        return opened(configuration.get("task")) | opened(configuration.get("model")), "cfg"
     return {}, None
 
 
