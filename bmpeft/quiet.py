@@ -31,6 +31,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     # Warns at import, on CPUs with AVX512-BF16, that an optional package is missing; its own kernel is used then.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Says what it dislikes in a damaged image, which is then refused by name.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # The interpreter's own rule: an option -W or PYTHONWARNINGS means that the user wants to see warnings.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -40,7 +40,7 @@ class BackboneSection(Section):
         "pretrained", description="random: untrained weights drawn from init_seed"
     )
     init_seed: int = Field(0, ge=0, description="seed of the random weights")
-    tokenizer: str | None = Field(None, description="directory with tokenizer.json, for backbones without one")
+    tokenizer: str | None = Field(None, description="directory with tokenizer files, where the backbone has none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
     )

@@ -256,7 +256,16 @@ def remembered_backbone(artifact: Artifact) -> BackboneSection:
             f"adapter {artifact.name} was trained on a backbone directory named {section.name!r}, which is not here: "
             f"say where it is (--backbone DIRECTORY)"
         )
-    return section
+    return with_images_as_trained(artifact, section)
+
+
+def with_images_as_trained(artifact: Artifact, section: BackboneSection) -> BackboneSection:
+    """A backbone section with the adapter's image settings where it has none of its own."""
+    images = artifact.manifest.backbone.images
+    if images is None:
+        return section
+    settings = {"image_size": images.image_size, "image_mean_std": images.image_mean_std}
+    return section.model_copy(update={k: v for k, v in settings.items() if getattr(section, k) is None})
 
 
 def list_artifacts(root: str | Path) -> list[ArtifactSummary | BrokenArtifact]:

@@ -63,14 +63,9 @@ class BackboneIdentity(_Part):
     @property
     def section(self) -> BackboneSection:
         """The recipe section that loads it, where its name is enough for that (not for a directory elsewhere)."""
-        section = BackboneSection(
-            name=self.name,
-            image_size=self.images.image_size if self.images else None,
-            image_mean_std=self.images.image_mean_std if self.images else None,
-        )
         if self.init == "random" and self.name.startswith("biomedgpt-"):
-            return section.model_copy(update={"init": "random", "init_seed": self.init_seed or 0})
-        return section
+            return BackboneSection(name=self.name, init="random", init_seed=self.init_seed or 0)
+        return BackboneSection(name=self.name)
 
 
 class DataOrigin(_Part):

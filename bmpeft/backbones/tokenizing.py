@@ -1,4 +1,4 @@
-"""Text to token ids: the tokenizer file, and truncation that never touches the prompt's own words."""
+"""Text to token ids: the tokenizer's files, and truncation that never touches the prompt's own words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from bmpeft.backbones.biomedgpt.ofa_tokenizer import build_ofa_tokenizer, has_ofa_files
 from bmpeft.errors import BackboneError, BmpeftError
 from bmpeft.records import Example
 
@@ -31,31 +32,46 @@ class LoadedTokenizer:
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> LoadedTokenizer:
-    """Read ``directory/tokenizer.json`` and check it against the model.
+    """Read a tokenizer and check it against the model.
+
+    It is ``tokenizer.json`` or, where there is none, one of the two sets of files that OFA's tokenizer is published
+    as, see `bmpeft.backbones.biomedgpt.ofa_tokenizer`. Text never becomes a special token, not even "</s>".
 
     Raises:
-        BackboneError: no such file, damaged, special tokens elsewhere than at ids 0 to 3, or more
+        BackboneError: no such files, damaged ones, special tokens elsewhere than at ids 0 to 3, or more
             tokens than the model has embeddings.
     """
     path = directory / "tokenizer.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BackboneError(f"{path}: no such file; backbone.tokenizer names a directory with tokenizer.json") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BackboneError(f"{path}: cannot be read: {error}") from None
-    try:
-        core = Tokenizer.from_str(text)
-    except Exception as error:  # the Rust parser raises plain Exception
-        raise BackboneError(f"{path}: not a tokenizer file: {error}") from None
+    if not path.exists() and has_ofa_files(directory):
+        path = directory
+        core = build_ofa_tokenizer(directory)
+        text = core.to_str()
+    else:
+        core, text = _read_file(path)
     for expected, token in enumerate(SPECIAL_TOKENS.values()):
         if core.token_to_id(token) != expected:
             raise BackboneError(f"{path}: {token} has id {core.token_to_id(token)}, expected {expected}")
     if core.get_vocab_size() > vocab_size:
         raise BackboneError(f"{path}: {core.get_vocab_size()} tokens, but the model has {vocab_size} embeddings")
     mask = {"mask_token": "<mask>"} if core.token_to_id("<mask>") is not None else {}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS, **mask)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, split_special_tokens=True, **SPECIAL_TOKENS, **mask)
     return LoadedTokenizer(tokenizer, text)
+
+
+def _read_file(path: Path) -> tuple[Tokenizer, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BackboneError(
+            f"{path}: no such file; backbone.tokenizer names a directory with tokenizer.json, with encoder.json, "
+            "vocab.bpe and dict.txt, or with vocab.json and merges.txt"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{path}: cannot be read: {error}") from None
+    try:
+        return Tokenizer.from_str(text), text
+    except Exception as error:  # the Rust parser raises plain Exception
+        raise BackboneError(f"{path}: not a tokenizer file: {error}") from None
 
 
 def source_ids(tokenizer: PreTrainedTokenizerFast, example: Example, limit: int) -> tuple[list[int], int]:

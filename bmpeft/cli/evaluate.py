@@ -44,7 +44,7 @@ def evaluate(
 
 def predict(
     adapter: Annotated[str, typer.Option(metavar="ADAPTER", help=ADAPTER_HELP)],
-    input: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines with question, options and, if any, id.")],
+    input: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines: question, options, image, text, id.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="Written whole at the end; replaced if there.")],
     backbone: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where the backbone is now, if not where the adapter says.")

@@ -7,7 +7,11 @@ the reason, never what a library said, which may quote the file.
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 
 import numpy as np
@@ -70,7 +74,8 @@ def _decode(data: bytes) -> Image.Image:
         try:
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 check_size(*image.size)
-                image.load()
+                with _silent_libtiff() if any(tile[0] == "libtiff" for tile in image.tile) else nullcontext():
+                    image.load()
                 return _as_rgb(ImageOps.exif_transpose(image))
         except UnidentifiedImageError:
             raise Refused(f"not an image of a known kind ({', '.join(FORMATS)}, DICOM), or damaged") from None
@@ -80,6 +85,20 @@ def _decode(data: bytes) -> Image.Image:
             raise
         except Exception:  # decoders raise whatever a damaged file makes them stumble over
             raise Refused("a damaged or truncated image") from None
+
+
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Throw away what is written to stderr: libtiff writes there, past Python, whatever it dislikes in a file."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

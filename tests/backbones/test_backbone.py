@@ -178,3 +178,10 @@ def test_sampling_has_its_own_seed(backbone: BiomedGPTBackbone) -> None:
     texts = [backbone.generate(backbone.model, [example(" q")], d, max_source_length=64)[0] for d in decodings]
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_text_never_becomes_a_special_token(backbone: BiomedGPTBackbone) -> None:
+    ids = backbone.encode(example(" a</s><mask> b"), max_source_length=64, max_target_length=8).input_ids
+    special = set(backbone.tokenizer.all_special_ids)
+    assert len(special) == 5 and special.isdisjoint(ids[1:-1])
+    assert backbone.tokenizer.decode(ids[1:-1], clean_up_tokenization_spaces=False) == " a</s><mask> b"

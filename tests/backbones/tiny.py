@@ -11,6 +11,7 @@ from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.loading import EMBEDDED
 from bmpeft.backbones.tokenizing import load_tokenizer
+from bmpeft.images.processing import ImageProcessor
 
 TINY: dict[str, Any] = {
     "d_model": 64,
@@ -31,7 +32,9 @@ def tiny_model(seed: int = 0, attention: str = "eager", **overrides: Any) -> Bio
     return BiomedGPTForConditionalGeneration.from_size("nano", seed=seed, **fields).eval()
 
 
-def tiny_backbone(seed: int = 0, attention: str = "eager", **overrides: Any) -> BiomedGPTBackbone:
+def tiny_backbone(
+    seed: int = 0, attention: str = "eager", image_size: int | None = None, **overrides: Any
+) -> BiomedGPTBackbone:
     """The tiny model as a frozen backbone."""
     model = tiny_model(seed, attention, **overrides)
     return BiomedGPTBackbone(
@@ -41,6 +44,7 @@ def tiny_backbone(seed: int = 0, attention: str = "eager", **overrides: Any) -> 
         model=model,
         tokenizer=load_tokenizer(EMBEDDED, model.config.vocab_size),
         fingerprint=fingerprint_of(canonical_state(model)),
+        image_processor=ImageProcessor(image_size) if image_size else None,
     )
 
 
