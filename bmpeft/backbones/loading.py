@@ -108,8 +108,8 @@ def _check_tokenizer(directory: Path, section: BackboneSection) -> None:
     """Say what is missing before the weights are read, which may take a minute."""
     if not section.tokenizer and not (directory / "tokenizer.json").exists():
         raise BackboneError(
-            f"{directory}: no such file tokenizer.json, which weights converted without one lack; "
-            "backbone.tokenizer=DIR names a directory that has one"
+            f"{directory}: no such file tokenizer.json, as these weights were converted without one; "
+            "backbone.tokenizer=DIR names a directory with tokenizer files"
         )
 
 

@@ -32,7 +32,6 @@ def convert(
     """Convert published weights to a backbone directory, or back."""
     with work(quiet) as progress:
         from bmpeft.backbones.biomedgpt.conversion import convert as convert_weights
-        from bmpeft.backbones.biomedgpt.conversion import keys_table, summary_table
 
         report = convert_weights(
             source,
@@ -48,6 +47,8 @@ def convert(
     if as_json:
         print_json({"destination": written, **report.content()})
         return
+    from bmpeft.backbones.biomedgpt.conversion import keys_table, summary_table
+
     print_rich(keys_table(report) if dry_run else summary_table(report))
     print("\n".join(report.lines()))
     if written:

@@ -109,7 +109,8 @@ def test_tensors_that_do_not_belong_together(model: Model, tmp_path: Path) -> No
     assert "belong to no grid of patches" in with_change(encoder__image_rel_pos_table_list__0__weight=zeros)
     assert "blocks in its stages" in with_change(encoder__embed_images__layer1__1__conv1__weight=zeros)
     assert "another key becomes" in with_change(decoder__layers__0__cross_attn__q_proj__weight=torch.zeros(64, 64))
-    assert "expected a tensor" in with_change(encoder__version="3")
+    assert "encoder.version: a str, expected tensors" in with_change(encoder__version="3")
+    assert r"'\x1b[2Jx': a tensor with no name of one" in with_change(**{"\x1b[2Jx": zeros})
     embeddings = {f"{stack}__embed_tokens__weight": None for stack in ("encoder", "decoder")}
     assert "encoder.embed_tokens.weight: missing" in with_change(**embeddings, decoder__output_projection__weight=None)
 

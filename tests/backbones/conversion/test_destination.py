@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,7 +89,24 @@ def test_a_tokenizer_that_is_given_goes_along(source: Path, tmp_path: Path) -> N
     assert backbone.tokenizer("a patient")["input_ids"]  # type: ignore[attr-defined]
     assert (tmp_path / "backbone" / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
     # It comes along when the directory itself is the source.
-    assert "of the source" in run(tmp_path / "backbone", None, dry_run=True).tokenizer
+    assert "from tokenizer.json of the source" in run(tmp_path / "backbone", None, dry_run=True).tokenizer
+
+
+def test_published_tokenizer_files_go_along_and_come_back(shared_data: Path, tmp_path: Path) -> None:
+    """fairseq's three files, transformers' two, and the file that bmpeft makes of them: the same ids."""
+    model = small_model(vocab_size=59_457, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8)
+    checkpoint = save_fairseq(tmp_path / "source.pt", model)
+    run(checkpoint, tmp_path / "backbone", tokenizer=shared_data / "ofa_gpt2_bpe")
+    run(tmp_path / "backbone", tmp_path / "published", to="transformers")
+    vocabulary = json.loads((tmp_path / "published" / "vocab.json").read_text(encoding="utf-8"))
+    assert len(vocabulary) == 50_265 and vocabulary["<mask>"] == 50_264
+    (tmp_path / "published" / "tokenizer.json").unlink()
+    report = run(tmp_path / "published", tmp_path / "again")
+    assert report.tokenizer == "59,457 tokens, from OFA's files of the source"
+    digests = [
+        json.loads((tmp_path / d / "backbone.json").read_text())["tokenizer_digest"] for d in ("backbone", "again")
+    ]
+    assert digests[0] == digests[1] is not None
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_half_precision_stays_and_goes_back_to_float32_on_request(model: Model, 
     for name, tensor in canonical_state(half).items():
         assert torch.equal(low[name], tensor) and low[name].dtype == tensor.dtype
         assert torch.equal(high[name], tensor.float() if tensor.is_floating_point() else tensor)
+    assert fingerprint_of(canonical_state(Model.from_pretrained(tmp_path / "kept"))) == kept.fingerprint
     # The name is that of the source; what the cast made of it is described beside it.
     assert cast.fingerprint == kept.fingerprint == fingerprint_of(canonical_state(half))
     described = json.loads((tmp_path / "cast" / "backbone.json").read_text())
@@ -236,6 +237,8 @@ def test_embeddings_that_differ_stay_apart(model: Model, tmp_path: Path) -> None
     assert torch.equal(loaded.decoder.output_projection.weight, state["decoder.output_projection.weight"])
     assert torch.equal(loaded.decoder.embed_tokens.weight, state["encoder.embed_tokens.weight"])
     assert loaded.decoder.output_projection.weight is not loaded.encoder.embed_tokens.weight
+    described = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
+    assert fingerprint_of(canonical_state(loaded)) == described["stored_tensors"]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +260,13 @@ def test_nothing_of_the_machine_that_trained_is_stored(model: Model, tmp_path: P
     for file in (tmp_path / "backbone").iterdir():
         content = file.read_bytes()
         assert b"somebody" not in content and str(tmp_path).encode() not in content
+
+
+def test_a_pretraining_checkpoint_asks_for_no_helper_files(model: Model, tmp_path: Path) -> None:
+    """Its options name a task with files that nobody has; the task is never built."""
+    helpers = {"task": "unify_task", "neg_sample_dir": "/data/negative_sample", "selected_cols": "0,1,2"}
+    source = save_fairseq(tmp_path / "pretrained.pt", model, args=argparse.Namespace(**options(model, **helpers)))
+    assert run(source, tmp_path / "backbone").fingerprint == fingerprint_of(canonical_state(model))
 
 
 def test_both_statements_on_the_licence_are_there(model: Model, tmp_path: Path) -> None:

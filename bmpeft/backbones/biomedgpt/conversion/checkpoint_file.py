@@ -204,8 +204,14 @@ def _substitute(path: Path, name: str) -> Any:
     if name in _STOOD_IN_FOR or name.startswith(_STOOD_IN_FOR_PACKAGES):
         return StandIn
     raise BackboneError(
-        f"{path}: refused, nothing was loaded: it calls for {name[:200]}, as no checkpoint of BiomedGPT"
+        f"{path}: refused, nothing was loaded: it calls for {printable(name)}, as no checkpoint of BiomedGPT"
     )
+
+
+def printable(name: object) -> str:
+    """A name that a file gives, without what a terminal would obey, and not too long for a line."""
+    text = str(name)[:200]
+    return text if text.isprintable() else ascii(text)
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.conversion.sources import Source
 from bmpeft.backbones.biomedgpt.image_tower import make_processor
+from bmpeft.backbones.biomedgpt.ofa_tokenizer import FAIRSEQ_FILES, TRANSFORMERS_FILES, has_ofa_files
 from bmpeft.backbones.tokenizing import LoadedTokenizer, load_tokenizer
 from bmpeft.errors import BackboneError
 from bmpeft.images.processing import ImageProcessor, MeanStdName, read_processor
@@ -28,6 +30,21 @@ class TokenizerChoice:
             self.loaded.tokenizer.save_pretrained(directory)
             (directory / "tokenizer.json").write_text(self.loaded.text, encoding="utf-8")
 
+    def save_as_published(self, directory: Path, text_tokens: int) -> None:
+        """Write vocab.json (ids below `text_tokens`) and merges.txt, which is what upstream's tokenizer reads.
+
+        A tokenizer that is none of OFA's has no such files.
+        """
+        content = json.loads(self.loaded.text) if self.loaded is not None else {"model": {}}
+        vocabulary = content["model"].get("vocab")
+        if content["model"].get("type") != "BPE" or "<mask>" not in vocabulary:
+            return
+        text = {token: number for token, number in vocabulary.items() if number < text_tokens}
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+        (directory / TRANSFORMERS_FILES[0]).write_text(json.dumps(text, ensure_ascii=False), encoding="utf-8")
+        lines = "\n".join(["#version: 0.2", *merges, ""])
+        (directory / TRANSFORMERS_FILES[1]).write_text(lines, encoding="utf-8")
+
 
 @dataclass(frozen=True)
 class ProcessorChoice:
@@ -44,13 +61,18 @@ def choose_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Token
         BackboneError: `given` has none, or the files do not fit the weights.
     """
     directory = given if given is not None else source
-    if (directory / "tokenizer.json").is_file():
-        loaded = load_tokenizer(directory, vocab_size)
-        origin = "--tokenizer" if given is not None else "the source"
-        return TokenizerChoice(loaded, f"{len(loaded.tokenizer):,} tokens, tokenizer.json of {origin}")
-    if given is not None:
-        raise BackboneError(f"{given}: no tokenizer files: expected tokenizer.json")
-    return TokenizerChoice(None, _NO_TOKENIZER)
+    whole = (directory / "tokenizer.json").is_file()
+    if not whole and not has_ofa_files(directory):
+        if given is None:
+            return TokenizerChoice(None, _NO_TOKENIZER)
+        raise BackboneError(
+            f"{given}: no tokenizer files: expected tokenizer.json, or {', '.join(FAIRSEQ_FILES)}, "
+            f"or {', '.join(TRANSFORMERS_FILES)}"
+        )
+    loaded = load_tokenizer(directory, vocab_size)
+    files = "tokenizer.json" if whole else "OFA's files"
+    origin = "--tokenizer" if given is not None else "the source"
+    return TokenizerChoice(loaded, f"{len(loaded.tokenizer):,} tokens, from {files} of {origin}")
 
 
 def choose_processor(source: Source, config: BiomedGPTConfig) -> ProcessorChoice:

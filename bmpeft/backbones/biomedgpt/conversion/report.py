@@ -105,22 +105,27 @@ class ConversionReport:
 
 def keys_table(report: ConversionReport) -> Table:
     """Every key on a line of its own, for a dry run."""
+    from rich.markup import escape
+
     table = _table("status", "key", "shape", "dtype", "becomes", "why")
     for key in report.keys:
         shape = "" if key.shape is None else "x".join(map(str, key.shape)) or "scalar"
-        table.add_row(key.status, key.source or "-", shape, key.dtype or "", "\n".join(key.target), key.reason)
+        cells = (key.status, key.source or "-", shape, key.dtype or "", "\n".join(key.target), key.reason)
+        table.add_row(*map(escape, cells))
     return table
 
 
 def summary_table(report: ConversionReport) -> Table:
     """Ignored and missing keys, those with the same reason together, each with an example."""
+    from rich.markup import escape
+
     groups: dict[tuple[str, str], list[str]] = {}
     for key in report.keys:
         if key.status != "used":
             groups.setdefault((key.status, key.reason), []).append(key.source or ", ".join(key.target))
     table = _table("status", "keys", "for example", "why")
     for (status, reason), names in groups.items():
-        table.add_row(status, f"{len(names):,}", names[0], reason)
+        table.add_row(status, f"{len(names):,}", escape(names[0]), reason)
     return table
 
 

@@ -168,6 +168,7 @@ class _Work:
             write_licence_note(directory, report.licence)
         write_json(directory / PROCESSOR_FILE, self.processor.processor.content())
         if self.to == "transformers":
+            self.tokenizer.save_as_published(directory, self.state.config.code_token_start)
             return
         write_json(directory / REPORT_FILE, report.content())
         assert report.fingerprint is not None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bmpeft.backbones.biomedgpt.conversion.checkpoint_file import opened, read_checkpoint
+from bmpeft.backbones.biomedgpt.conversion.checkpoint_file import opened, printable, read_checkpoint
 from bmpeft.backbones.biomedgpt.conversion.report import KeyReport
 from bmpeft.backbones.description import BACKBONE_FILE
 from bmpeft.errors import BackboneError, UsageError
@@ -110,10 +110,12 @@ def _checkpoint(path: Path, content: Any, weights: Weights) -> Source:
 def _other_parts(content: Mapping[Any, Any], weights: Weights) -> list[KeyReport]:
     """The checkpoint's parts that are not its weights, one entry for each."""
     entries = []
-    for part in content:
+    for part, value in content.items():
         if part == "model":
             if weights == "ema":
                 entries.append(KeyReport("model", (), "ignored", "--weights ema takes the moving average instead"))
+        elif value is None:
+            entries.append(KeyReport(printable(part), (), "ignored", "empty"))
         else:
             entries.append(
                 KeyReport(str(part), (), "ignored", _IGNORED_PARTS.get(str(part), "no weights of the model"))
@@ -179,7 +181,7 @@ def _weight_file(path: Path) -> dict[str, Tensor]:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return _tensors(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"{path}: no safetensors file, or damaged: {' '.join(str(error).split())}") from None
 
@@ -190,10 +192,11 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
         raise BackboneError(f"{path}: expected a state dict, names with tensors")
     tensors = {}
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BackboneError(f"{path}: {str(name)[:100]}: a {type(tensor).__name__}, expected a tensor")
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or printable(name) != name:
+            kind = "tensor with no name of one" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise BackboneError(f"{path}: {printable(name)}: a {kind}, expected tensors by their names")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise BackboneError(f"{path}: {name[:100]}: its data are shorter than its shape")
+            raise BackboneError(f"{path}: {name}: its data are shorter than its shape")
         tensors[name] = tensor.detach()
     return tensors
 

@@ -111,11 +111,11 @@ def _renamed(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tens
 def _placed(found: Mapping[str, Tensor], key: str, target: tuple[str, ...], tensor: Tensor) -> dict[str, Tensor]:
     """One source tensor under its name, or an old fused one's three parts under theirs."""
     if any(name in found for name in target):
-        raise ValueError(f"{key[:100]}: another key becomes {target[0][:100]}, too")
+        raise ValueError(f"{key}: another key becomes {target[0]}, too")
     if len(target) == 1:
         return {target[0]: tensor}
     if not tensor.dim() or tensor.shape[0] % len(target):
-        raise ValueError(f"{key[:100]}: shape {list(tensor.shape)} is no fused projection")
+        raise ValueError(f"{key}: shape {list(tensor.shape)} is no fused projection")
     return dict(zip(target, tensor.chunk(len(target)), strict=True))
 
 
@@ -182,7 +182,7 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> N
     unknown = [name for name in found if name not in expected]
     if unknown:
         raise ValueError(
-            f"{unknown[0][:100]}{_and_more(unknown)}: no part of the architecture that the other tensors have; "
+            f"{unknown[0]}{_and_more(unknown)}: no part of the architecture that the other tensors have; "
             "upstream's adapters and prompts cannot be converted"
         )
     missing = [name for name in expected if name not in found]
