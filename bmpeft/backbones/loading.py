@@ -23,8 +23,11 @@ from bmpeft.images.processing import ImageProcessor, read_processor
 from bmpeft.recipe import BackboneSection
 
 PREFIX = "biomedgpt-"
+NANO = Path(__file__).parent / "nano"
+"""Tokenizer of all sizes without one of their own, and the directory of nano's pretrained weights."""
+SHIPPED = {PREFIX + "nano": NANO}
+# Fields of the configuration that came after the first fingerprints.
 _LATER_FIELDS = frozenset({"scale_resids", "batch_norm_eps"})
-EMBEDDED = Path(__file__).parent / "nano"
 
 
 def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
@@ -36,14 +39,16 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
     """
     device = fastest_device()
     directory = Path(section.name).expanduser()
-    if directory.is_dir():
+    if section.name in SHIPPED and section.init == "pretrained":
+        backbone = _from_directory(SHIPPED[section.name], section)
+    elif directory.is_dir():
         backbone = _from_directory(directory, section)
+    elif directory.is_file():
+        raise BackboneError(f"backbone {section.name!r}: a file; `bmpeft convert {section.name} DIRECTORY` comes first")
     elif section.name.startswith(PREFIX) and "/" not in section.name:
         backbone = _from_size(section)
     elif section.name.count("/") == 1 and not section.name.startswith((".", "/", "~")):
         backbone = _from_directory(_download(section.name), section)
-    elif directory.is_file():
-        raise BackboneError(f"backbone {section.name!r}: a file; `bmpeft convert {section.name} DIRECTORY` comes first")
     else:
         names = [PREFIX + size for size in SIZES]
         raise BackboneError(f"backbone {section.name!r}: no such directory{did_you_mean(section.name, names)}")
@@ -58,13 +63,13 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
         raise UsageError(f"backbone {section.name!r}: unknown{did_you_mean(section.name, [PREFIX + s for s in SIZES])}")
     if section.init != "random":
         raise UsageError(
-            f"backbone {section.name}: no pretrained weights in this version; give a backbone directory, "
+            f"backbone {section.name}: its weights do not come with bmpeft; give a backbone directory, "
             "or backbone.init=random for untrained weights"
         )
     model = BiomedGPTForConditionalGeneration.from_size(
         size, seed=section.init_seed, attn_implementation=resolve_backend(section.attention)
     )
-    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else EMBEDDED, model.config.vocab_size)
+    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else NANO, model.config.vocab_size)
     context = {"size": size, "config": _architecture(model.config), "seed": section.init_seed}
     return BiomedGPTBackbone(
         name=section.name,

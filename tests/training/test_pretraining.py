@@ -128,7 +128,23 @@ def test_the_embedded_facts_are_statements_and_never_questions(tmp_path: Path) -
     asked = {
         row["question"] for split in ("train", "validation", "test", "test_unknown") for row in embedded_rows(split)
     }
-    assert one.texts and not one.questions and not asked & set(one.texts)
+    assert one.texts and not asked & {*one.texts, *(gapped for gapped, _ in one.questions)}
+    filled = {gapped.replace("<mask>", answer).lower() for gapped, answer in one.questions}
+    assert filled == {text.lower() for text in one.texts} and len(one.questions) == 2 * len(one.texts)
+
+
+def test_a_gap_in_a_statement_is_the_mask_token(tmp_path: Path) -> None:
+    facts = {"name": "facts", "embedded": "facts", "weight": 1, "licence": "Apache-2.0"}
+    asked = recipe(tmp_path, [facts], objective={"question_share": 1.0})
+    rows = MixtureRows(read_corpus(asked), tiny_backbone().tokenizer, asked.objective, 0)
+    assert all(rows[number].input_ids.count(MASK) == 1 for number in range(100))
+
+
+def test_a_corpus_without_held_out_texts_is_pretrained_without_validation(tmp_path: Path) -> None:
+    facts = {"name": "facts", "embedded": "facts", "weight": 1, "licence": "Apache-2.0"}
+    tiny = {"name": str(tiny_directory(tmp_path / "tiny")), "init": "pretrained"}
+    asked = recipe(tmp_path, [facts], backbone=tiny, training={"steps": 2})
+    assert pretrain(asked, progress=Progress(quiet=True)).report["validation_loss"] is None
 
 
 @pytest.mark.parametrize(

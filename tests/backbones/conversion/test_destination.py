@@ -14,7 +14,7 @@ from bmpeft.backbones.biomedgpt.conversion import destination as destination_mod
 from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.recipe import BackboneSection
 from tests.backbones.conversion.published_files import run, save_fairseq, save_transformers, small_model
-from tests.backbones.tiny import EMBEDDED
+from tests.backbones.tiny import NANO
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +79,15 @@ def test_weights_without_a_tokenizer_convert_and_say_what_to_do(source: Path, tm
     with pytest.raises(BackboneError, match=r"tokenizer\.json.*backbone\.tokenizer=DIR") as caught:
         load(tmp_path / "backbone")
     assert "\n" not in str(caught.value)
-    assert load(tmp_path / "backbone", tokenizer=str(EMBEDDED)).fingerprint == report.fingerprint  # type: ignore[attr-defined]
+    assert load(tmp_path / "backbone", tokenizer=str(NANO)).fingerprint == report.fingerprint  # type: ignore[attr-defined]
 
 
 def test_a_tokenizer_that_is_given_goes_along(source: Path, tmp_path: Path) -> None:
-    report = run(source, tmp_path / "backbone", tokenizer=EMBEDDED)
+    report = run(source, tmp_path / "backbone", tokenizer=NANO)
     assert "8,192 tokens" in report.tokenizer
     backbone = load(tmp_path / "backbone")
     assert backbone.tokenizer("a patient")["input_ids"]  # type: ignore[attr-defined]
-    assert (tmp_path / "backbone" / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
+    assert (tmp_path / "backbone" / "tokenizer.json").read_bytes() == (NANO / "tokenizer.json").read_bytes()
     # It comes along when the directory itself is the source.
     assert "from tokenizer.json of the source" in run(tmp_path / "backbone", None, dry_run=True).tokenizer
 
@@ -112,7 +112,7 @@ def test_published_tokenizer_files_go_along_and_come_back(shared_data: Path, tmp
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     directory = save_transformers(tmp_path / "source", small_model())
     with pytest.raises(BackboneError, match="8192 tokens, but the model has 600 embeddings"):
-        run(directory, tmp_path / "backbone", tokenizer=EMBEDDED)
+        run(directory, tmp_path / "backbone", tokenizer=NANO)
     with pytest.raises(UsageError, match="no such directory"):
         run(directory, tmp_path / "backbone", tokenizer=tmp_path / "nowhere")
     with pytest.raises(BackboneError, match="no tokenizer files"):
