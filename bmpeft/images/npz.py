@@ -21,7 +21,7 @@ import numpy as np
 from bmpeft.errors import ImageError
 
 MAX_ARRAY_BYTES = 1 << 35
-"""32 GiB; the largest file of MedMNIST (PathMNIST at 224 pixels) unpacks to 15 GiB."""
+"""32 GiB; the largest array of MedMNIST (PathMNIST's training images at 224 pixels) has 13 GiB."""
 _OPEN_ARRAYS = 16
 _CHUNK = 1 << 22
 
