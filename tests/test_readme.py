@@ -55,6 +55,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
         ("bmpeft.evaluation.command", "evaluate_target"),
         ("bmpeft.training.inspection", "inspect"),
         ("bmpeft.adapters.predict_file", "predict_file"),
+        ("bmpeft.backbones.biomedgpt.conversion", "convert"),
     ):
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: note(function)}))
     return noted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from safetensors import SafetensorError
 from bmpeft.attention import resolve_backend
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
-from bmpeft.backbones.biomedgpt.backbone import BACKBONE_FILE, BACKBONE_SCHEMA_VERSION, BiomedGPTBackbone
+from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.biomedgpt.image_tower import make_processor
+from bmpeft.backbones.description import BACKBONE_FILE, BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import load_tokenizer
@@ -26,6 +26,8 @@ PREFIX = "biomedgpt-"
 NANO = Path(__file__).parent / "nano"
 """Tokenizer of all sizes without one of their own, and the directory of nano's pretrained weights."""
 SHIPPED = {PREFIX + "nano": NANO}
+# Fields of the configuration that came after the first fingerprints.
+_LATER_FIELDS = frozenset({"scale_resids", "batch_norm_eps"})
 
 
 def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
@@ -41,6 +43,8 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
         backbone = _from_directory(SHIPPED[section.name], section)
     elif directory.is_dir():
         backbone = _from_directory(directory, section)
+    elif directory.is_file():
+        raise BackboneError(f"backbone {section.name!r}: a file; `bmpeft convert {section.name} DIRECTORY` comes first")
     elif section.name.startswith(PREFIX) and "/" not in section.name:
         backbone = _from_size(section)
     elif section.name.count("/") == 1 and not section.name.startswith((".", "/", "~")):
@@ -84,7 +88,8 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
     """A directory that `FrozenBackbone.save_pretrained` wrote; its stored tensors are checked against their digest."""
     if section.init == "random":
         raise UsageError(f"backbone {section.name}: a directory has weights; backbone.init=random needs a size name")
-    content = _read_description(directory)
+    described = BackboneDescription.read(directory)
+    _check_tokenizer(directory, section)
     try:
         with no_progress_bars():
             model = BiomedGPTForConditionalGeneration.from_pretrained(
@@ -92,18 +97,27 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{directory}: weights cannot be loaded: {_first_line(error)}") from None
-    if fingerprint_of(canonical_state(model)) != content["stored_tensors"]:
+    if fingerprint_of(canonical_state(model)) != described.stored_tensors:
         raise BackboneError(f"{directory}: the weights are not those that {BACKBONE_FILE} describes")
     tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else directory, model.config.vocab_size)
     return BiomedGPTBackbone(
         name=section.name,
-        init=content["init"],
-        init_seed=content["init_seed"],
+        init=described.init,
+        init_seed=described.init_seed,
         model=model,
         tokenizer=tokenizer,
-        fingerprint=content["fingerprint"],
+        fingerprint=described.fingerprint,
         image_processor=_image_processor(section, model.config, read_processor(directory)),
     )
+
+
+def _check_tokenizer(directory: Path, section: BackboneSection) -> None:
+    """Say what is missing before the weights are read, which may take a minute."""
+    if not section.tokenizer and not (directory / "tokenizer.json").exists():
+        raise BackboneError(
+            f"{directory}: no such file tokenizer.json, as these weights were converted without one; "
+            "backbone.tokenizer=DIR names a directory with tokenizer files"
+        )
 
 
 def _image_processor(section: BackboneSection, config: BiomedGPTConfig, own: ImageProcessor | None) -> ImageProcessor:
@@ -111,25 +125,6 @@ def _image_processor(section: BackboneSection, config: BiomedGPTConfig, own: Ima
         return make_processor(config, own, image_size=section.image_size, image_mean_std=section.image_mean_std)
     except ValueError as error:
         raise UsageError(f"backbone {section.name}: {error}") from None
-
-
-def _read_description(directory: Path) -> dict[str, Any]:
-    path = directory / BACKBONE_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{directory}: not a bmpeft backbone directory (no {BACKBONE_FILE})") from None
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{path}: cannot be read: {_first_line(error)}") from None
-    expected = {"schema_version": int, "init": str, "fingerprint": str, "stored_tensors": str}
-    if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in expected.items()):
-        raise BackboneError(f"{path}: expected the keys {', '.join(expected)}")
-    if content["schema_version"] != BACKBONE_SCHEMA_VERSION:
-        raise BackboneError(
-            f"{path}: schema version {content['schema_version']}, this bmpeft reads {BACKBONE_SCHEMA_VERSION}"
-        )
-    content.setdefault("init_seed", None)
-    return content
 
 
 def _download(name: str) -> Path:
@@ -146,8 +141,14 @@ def _download(name: str) -> Path:
 
 
 def _architecture(config: BiomedGPTConfig) -> dict[str, Any]:
-    """The configuration's own fields, without versions and run-time settings of transformers."""
-    return {name: getattr(config, name) for name in BiomedGPTConfig.__annotations__}
+    """The configuration's own fields, without versions and run-time settings of transformers.
+
+    Of fields that came after the first fingerprints, only those that are not at their default: they would rename
+    weights that are the same.
+    """
+    fields = {name: getattr(config, name) for name in BiomedGPTConfig.__annotations__}
+    default = BiomedGPTConfig()
+    return {name: v for name, v in fields.items() if name not in _LATER_FIELDS or v != getattr(default, name)}
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -17,6 +17,7 @@ import typer
 
 from bmpeft import __version__
 from bmpeft.cli.adapters import adapters
+from bmpeft.cli.convert import convert
 from bmpeft.cli.data import data
 from bmpeft.cli.doctor import doctor
 from bmpeft.cli.evaluate import evaluate, predict
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "eval": evaluate,
     "predict": predict,
+    "convert": convert,
     "doctor": doctor,
 }
 GROUPS = {"recipes": recipes, "adapters": adapters, "data": data}

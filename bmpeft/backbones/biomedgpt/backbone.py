@@ -20,6 +20,7 @@ from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForCondi
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import TokenTrie, build_trie
+from bmpeft.backbones.description import BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
@@ -27,9 +28,6 @@ from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
 from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
-
-BACKBONE_FILE = "backbone.json"
-BACKBONE_SCHEMA_VERSION = 1
 
 
 class BiomedGPTBackbone(FrozenBackbone):
@@ -228,17 +226,15 @@ class BiomedGPTBackbone(FrozenBackbone):
         (directory / "tokenizer.json").write_text(self.loaded_tokenizer.text, encoding="utf-8")
         processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
         (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
-        content = {
-            "schema_version": BACKBONE_SCHEMA_VERSION,
-            "family": self.family,
-            "name": Path(self.name).name,
-            "init": self.init,
-            "init_seed": self.init_seed,
-            "fingerprint": self.fingerprint,
-            "stored_tensors": fingerprint_of(canonical_state(self.model)),
-            "tokenizer_digest": self.tokenizer_digest,
-        }
-        (directory / BACKBONE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        BackboneDescription(
+            family=self.family,
+            name=Path(self.name).name,
+            init=self.init,
+            init_seed=self.init_seed,
+            fingerprint=self.fingerprint,
+            stored_tensors=fingerprint_of(canonical_state(self.model)),
+            tokenizer_digest=self.tokenizer_digest,
+        ).write(directory)
 
     def _pixels(self, examples: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
         """`pixel_values` [B, 3, S, S] float32 and `pixel_mask` [B]; images are decoded here, a batch at a time."""

@@ -45,6 +45,9 @@ class BiomedGPTConfig(PreTrainedConfig):
         scale_attn, scale_fc, scale_heads: the three parts of NormFormer (Shleifer et al. 2021,
             arXiv:2110.09456): LayerNorm after attention, LayerNorm inside the feed-forward network,
             learned scale of each head. None follows `normformer`.
+        scale_resids: NormFormer's fourth part, a learned scale of the feed-forward block's residual;
+            upstream's ``--scale-resids``, which no released checkpoint has.
+        batch_norm_eps: of the image tower; upstream's ``--sync-bn`` has 1e-3.
 
     Raises:
         ValueError: a value that released checkpoints never have and this implementation does not compute.
@@ -77,6 +80,8 @@ class BiomedGPTConfig(PreTrainedConfig):
     scale_attn: bool | None = None
     scale_fc: bool | None = None
     scale_heads: bool | None = None
+    scale_resids: bool = False
+    batch_norm_eps: float = 1e-5
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0

@@ -36,7 +36,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)
-        self.embed_images = ImageTower(config.resnet_type)
+        self.embed_images = ImageTower(config.resnet_type, config.batch_norm_eps)
         self.image_proj = nn.Linear(NUM_CHANNELS, width)
         self.patch_layernorm_embedding = nn.LayerNorm(width)
         self._init_positions(config)

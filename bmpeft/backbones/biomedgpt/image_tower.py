@@ -15,20 +15,20 @@ STRIDE = 16
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a residual."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, eps: float) -> None:
         super().__init__()
         out_channels = channels * EXPANSION
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = nn.BatchNorm2d(channels, eps)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels, eps)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels, eps)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels, eps)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,16 +45,16 @@ class ImageTower(nn.Module):
     of its BatchNorm layers belong to the frozen backbone like its weights do.
     """
 
-    def __init__(self, resnet_type: str) -> None:
+    def __init__(self, resnet_type: str, eps: float = 1e-5) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.BatchNorm2d(64, eps)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks = RESNET_BLOCKS[resnet_type]
-        self.layer1 = _stage(64, 64, blocks[0], stride=1)
-        self.layer2 = _stage(64 * EXPANSION, 128, blocks[1], stride=2)
-        self.layer3 = _stage(128 * EXPANSION, 256, blocks[2], stride=2)
+        self.layer1 = _stage(64, 64, blocks[0], stride=1, eps=eps)
+        self.layer2 = _stage(64 * EXPANSION, 128, blocks[1], stride=2, eps=eps)
+        self.layer3 = _stage(128 * EXPANSION, 256, blocks[2], stride=2, eps=eps)
 
     def train(self, mode: bool = True) -> ImageTower:
         super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
@@ -98,6 +98,6 @@ def make_processor(
     return processor
 
 
-def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = Bottleneck(in_channels, channels, stride)
-    return nn.Sequential(first, *(Bottleneck(channels * EXPANSION, channels, 1) for _ in range(blocks - 1)))
+def _stage(in_channels: int, channels: int, blocks: int, stride: int, eps: float) -> nn.Sequential:
+    first = Bottleneck(in_channels, channels, stride, eps)
+    return nn.Sequential(first, *(Bottleneck(channels * EXPANSION, channels, 1, eps) for _ in range(blocks - 1)))

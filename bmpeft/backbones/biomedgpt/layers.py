@@ -91,16 +91,17 @@ class _FeedForwardMixin(nn.Module):
         self.ffn_layer_norm = nn.LayerNorm(ffn_dim) if config.scale_fc else None
         self.fc2 = nn.Linear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
+        self.w_resid = nn.Parameter(torch.ones(config.d_model)) if config.scale_resids else None
         self.config, self.drop_path = config, drop_path
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        """fc2(LN(gelu(fc1(LN(x))))) on [B, L, D]."""
-        x = nn.functional.gelu(self.fc1(self.final_layer_norm(x)))
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        """x + fc2(LN(gelu(fc1(LN(x))))) on [B, L, D]; the residual x has a learned scale with `scale_resids`."""
+        x = nn.functional.gelu(self.fc1(self.final_layer_norm(hidden_states)))
         x = nn.functional.dropout(x, self.config.activation_dropout, self.training)
         if self.ffn_layer_norm is not None:
             x = self.ffn_layer_norm(x)
-        projected: Tensor = self.fc2(x)
-        return projected
+        residual = hidden_states if self.w_resid is None else hidden_states * self.w_resid
+        return self._add(residual, self.fc2(x))
 
     def _add(self, residual: Tensor, x: Tensor) -> Tensor:
         """Residual connection with dropout and stochastic depth."""
@@ -123,7 +124,7 @@ class BiomedGPTEncoderLayer(GradientCheckpointingLayer, _FeedForwardMixin):
         normed = self.self_attn_layer_norm(hidden_states)
         x = _normed(self.self_attn(normed, normed, bias, key_padding_mask), self.self_attn_mid_layer_norm)
         hidden_states = self._add(hidden_states, x)
-        return self._add(hidden_states, self._feed_forward(hidden_states))
+        return self._feed_forward(hidden_states)
 
 
 class BiomedGPTDecoderLayer(GradientCheckpointingLayer, _FeedForwardMixin):
@@ -159,7 +160,7 @@ class BiomedGPTDecoderLayer(GradientCheckpointingLayer, _FeedForwardMixin):
         normed = self.cross_attn_layer_norm(hidden_states)
         x = self.cross_attn(normed, encoder_hidden_states, cross_bias, encoder_padding_mask, False, past_key_values)
         hidden_states = self._add(hidden_states, _normed(x, self.cross_attn_mid_layer_norm))
-        return self._add(hidden_states, self._feed_forward(hidden_states))
+        return self._feed_forward(hidden_states)
 
 
 def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:

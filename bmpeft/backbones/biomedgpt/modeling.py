@@ -21,7 +21,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.decoder import BiomedGPTDecoder
 from bmpeft.backbones.biomedgpt.encoder import BiomedGPTEncoder
-from bmpeft.backbones.biomedgpt.layers import BiomedGPTAttention
+from bmpeft.backbones.biomedgpt.layers import BiomedGPTAttention, BiomedGPTDecoderLayer, BiomedGPTEncoderLayer
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTCache, BiomedGPTEncoderOutput
 
 IGNORED_LABEL = -100
@@ -233,6 +233,8 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             super()._init_weights(module)
         elif isinstance(module, BiomedGPTAttention) and module.c_attn is not None:
             init.ones_(module.c_attn)
+        elif isinstance(module, BiomedGPTEncoderLayer | BiomedGPTDecoderLayer) and module.w_resid is not None:
+            init.ones_(module.w_resid)
 
     @staticmethod
     def _refuse(inputs_embeds: Any, decoder_inputs_embeds: Any, code_masks: Any) -> None:
