@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -188,6 +188,7 @@ def recipe_contents(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(recipe_contents())
 def test_any_valid_recipe_survives_yaml_and_keeps_its_digest(content: dict[str, Any]) -> None:
     recipe = parse_recipe(content, source="my.yaml")
@@ -212,6 +213,7 @@ def test_an_unknown_key_is_refused_in_every_section(content: dict[str, Any], dat
     assert f"my.yaml: unknown key '{prefix}no_such_key'" in refusal(content)
 
 
+@settings(deadline=None)
 @given(recipe_contents())
 def test_the_stored_form_names_no_directory(content: dict[str, Any]) -> None:
     recipe = parse_recipe(content, source="my.yaml", overrides=["data.path=/home/someone/rows.jsonl"])
