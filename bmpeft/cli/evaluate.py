@@ -67,7 +67,10 @@ def evaluate(
 def _compare(first: Path, second: Path, as_json: bool) -> None:
     from bmpeft.evaluation.compare import as_rows, compare
 
-    print_rows("comparisons", as_rows(compare(first, second)), as_json)
+    rows = as_rows(compare(first, second))
+    if not as_json:
+        rows = [{name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows]
+    print_rows("comparisons", rows, as_json)
 
 
 def predict(

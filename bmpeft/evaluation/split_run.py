@@ -147,28 +147,26 @@ class SplitRun:
         found = {} if kept is None else kept.read(examples, adapter=adapter)
         if found:
             self.progress.line(f"{description}: {len(found):,} of {len(examples):,} answers are kept from before")
-        left = [index for index in range(len(examples)) if index not in found]
         started = time.perf_counter()
         with self.progress.task(description, total=len(examples)) as bar:
             if found:
                 bar.advance(len(found))
             try:
-                made = predict_examples(
+                predictions = predict_examples(
                     self.backbone,
                     self.model,
-                    [examples[index] for index in left],
+                    examples,
                     self.task.decoding,
                     batch_size=self.evaluation.batch_size,
                     max_source_length=self.max_source_length,
                     adapter=adapter,
+                    known=found,
                     on_batch=_Batches(kept, bar),
                 )
             finally:
                 if kept is not None:
                     kept.close()
-        found.update(zip(left, made, strict=True))
-        seconds = time.perf_counter() - started if kept is None else kept.seconds
-        return [found[index] for index in range(len(examples))], seconds
+        return predictions, time.perf_counter() - started if kept is None else kept.seconds
 
     def _kept(self, store: RunStore, split: str, system: str, examples: Sequence[Example]) -> KeptAnswers:
         """The file of a system's answers; its key has all that a batch's numbers depend on, to the last bit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bmpeft.errors import BmpeftError, UsageError
@@ -27,13 +27,15 @@ def predict_examples(
     max_source_length: int,
     adapter: str | None = None,
     on_progress: Callable[[int], None] | None = None,
+    known: Mapping[int, Prediction] | None = None,
     on_batch: Callable[[Sequence[Prediction]], None] | None = None,
 ) -> list[Prediction]:
     """One prediction for each example, in their order.
 
     `model` is the backbone's model, bare or wrapped by peft. `adapter` is only written into the
     predictions. `on_progress` is told the number of rows after each batch, `on_batch` gets its predictions.
-    If those of some first batches are known, the rest of the examples makes the very batches that are left.
+    `known` holds predictions, by index, that are there already; batches are made as without them, and those that
+    are known whole are left out, so that the others come out the same to the last bit.
 
     Raises:
         BmpeftError: the model's scores are not finite; names the record.
@@ -44,11 +46,13 @@ def predict_examples(
 
     if model.training:
         raise ValueError("predict_examples needs a model in evaluation mode: call model.eval()")
-    predictions: dict[int, Prediction] = {}
+    predictions = dict(known or {})
     with torch.inference_mode():
         for part, rows in _by_decoding(examples, decoding):
             predict = _predictor(backbone, model, part, max_source_length, adapter)
             for indices in _batches(examples, rows, batch_size):
+                if predictions.keys() >= set(indices):
+                    continue
                 made = predict([examples[i] for i in indices])
                 predictions.update(zip(indices, made, strict=True))
                 if on_batch is not None:
