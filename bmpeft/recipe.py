@@ -231,6 +231,11 @@ class DataSection(Section):
     max_target_length: int = Field(64, ge=2, le=MAX_POSITIONS, description="tokens, end token included")
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
 
+    @property
+    def is_hub_name(self) -> bool:
+        """Whether `path` names a dataset of the hub: nothing of that name is here."""
+        return self.dataset == "hf" and not Path(self.path).expanduser().exists()
+
 
 class TrainingSection(Section):
     """How the trainable parameters are optimised (AdamW, Loshchilov & Hutter 2019)."""
@@ -408,7 +413,7 @@ class Recipe(Section):
             ("output", "directory"),
             ("output", "runs"),
         ):
-            if content[section][key] is not None:
+            if content[section][key] is not None and not (key == "path" and self.data.is_hub_name):
                 content[section][key] = Path(content[section][key]).name
         decoding = content["task"]["decoding"]
         for part in (decoding, decoding.get("open", {})):

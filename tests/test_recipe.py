@@ -22,7 +22,7 @@ MINIMAL: dict[str, Any] = {
     "output": {"name": "test"},
 }
 
-METHODS = "'candidates', 'beam', 'sample', 'mixed'"
+METHODS = "'candidates', 'beam', 'sample', 'trie', 'mixed'"
 
 
 @pytest.fixture
@@ -257,8 +257,9 @@ def test_the_digest_depends_on_every_value() -> None:
         ("evaluation.splits=[]", "my.yaml: evaluation.splits: expected at least 1 value(s), got []"),
         (
             "evaluation.controls=[majorty]",
-            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
-            "'frozen_backbone'; did you mean 'majority'?",
+            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'best_constant', 'lead_sentence', "
+            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; "
+            "did you mean 'majority'?",
         ),
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
@@ -269,7 +270,7 @@ def test_the_digest_depends_on_every_value() -> None:
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
         (
             "task.decoding.num_beams=3",
-            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'mixed'",
+            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'trie', 'mixed'",
         ),
         (
             "task.decoding.method=baem",
@@ -314,7 +315,10 @@ def test_a_missing_section_and_more_problems_are_counted() -> None:
     ("overrides", "words"),
     [
         (["training.select_by=accuracy", "task.decoding={method: beam}"], "task.decoding.method=candidates"),
-        (["task.decoding={method: sample}"], "options_only needs task.decoding.method=candidates"),
+        (
+            ["task.decoding={method: sample}", "evaluation.controls=[options_only]"],
+            "options_only needs task.decoding.method=candidates",
+        ),
         (["data.dataset=medmcqa", "data.path=x"], "data.cop_base: medmcqa needs 0"),
         (["data.cop_base=1"], "option of medmcqa, not of medqa"),
         (["data.dataset=pubmedqa"], "data.path=embedded exists for dataset medqa"),

@@ -96,7 +96,8 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
     manifest = load_artifact(directory).manifest
     content = {**manifest.recipe, "task": manifest.task.model_dump(mode="json")}
     recipe = parse_recipe(content, source=str(directory), overrides=overrides)
-    if recipe.data.path != EMBEDDED and not Path(recipe.data.path).expanduser().exists():
+    here = recipe.data.path == EMBEDDED or recipe.data.is_hub_name or Path(recipe.data.path).expanduser().exists()
+    if not here:
         raise UsageError(
             f"{directory} remembers only the name of its data, {recipe.data.path!r}, and nothing of that name is here; "
             "add data.path=FILE_OR_DIRECTORY"

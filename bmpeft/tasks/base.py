@@ -138,7 +138,7 @@ class Task(ABC):
     ) -> Example:
         choices = self.choices(record)
         if self.decoding.method == "candidates" and not choices:
-            others = " or ".join(method for method in decoding_methods(self.name) if method != "candidates")
+            others = ", ".join(method for method in decoding_methods(self.name) if method != "candidates")
             raise UsageError(f"task.decoding.method=candidates: record {record.id!r} has no choices; use {others}")
         return Example(
             record=record,

@@ -43,7 +43,7 @@ def test_the_parts_of_a_mixed_decoding_decide() -> None:
 def test_candidates_alone_refuse_an_open_question_and_name_what_takes_it() -> None:
     closed = task("visual_question_answering", decoding={"method": "candidates"})
     assert closed.example(RECORDS["closed"]).choices == (" yes", " no")
-    with pytest.raises(UsageError, match="record 'r1' has no choices; use mixed or trie or beam or sample"):
+    with pytest.raises(UsageError, match="record 'r1' has no choices; use mixed, trie, beam, sample"):
         closed.example(RECORDS["open"])
 
 
