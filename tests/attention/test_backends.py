@@ -59,7 +59,7 @@ def written_out(
     return output
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), backend=st.sampled_from(sorted(BACKENDS)))
 def test_backends_equal_the_written_out_definition(data: st.DataObject, backend: str) -> None:
     seed, batch = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 3))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmpeft.attention import Layout, PositionBias
@@ -35,6 +35,7 @@ def test_token_buckets_are_constant_beyond_the_last_position() -> None:
     assert torch.equal(buckets[middle - 1023 : middle + 1024], token_bucket(1024))
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6))
 def test_image_buckets_depend_on_the_difference_of_rows_and_columns_alone(rows: int, columns: int) -> None:
     side = 6
@@ -74,6 +75,7 @@ def biases(draw: st.DrawFn) -> tuple[PositionBias, int, int]:
     return bias, length, rows * columns
 
 
+@settings(deadline=None)
 @given(case=biases())
 def test_materialised_bias_equals_its_parts_pair_by_pair(case: tuple[PositionBias, int, int]) -> None:
     bias, length, patches = case
@@ -93,6 +95,7 @@ def test_materialised_bias_equals_its_parts_pair_by_pair(case: tuple[PositionBia
             torch.testing.assert_close(matrix[0, :, i, j], expected)
 
 
+@settings(deadline=None)
 @given(case=biases(), offset=st.integers(0, 11))
 def test_new_rows_of_cached_decoding_are_the_last_rows_of_the_whole_bias(
     case: tuple[PositionBias, int, int], offset: int
@@ -108,6 +111,7 @@ def test_new_rows_of_cached_decoding_are_the_last_rows_of_the_whole_bias(
     torch.testing.assert_close(rows, whole[:, :, offset:])
 
 
+@settings(deadline=None)
 @given(positions=st.lists(st.integers(0, 20), min_size=1, max_size=8))
 def test_tokens_of_a_tree_have_the_distances_of_their_depths(positions: list[int]) -> None:
     table = torch.randn(2, 15, generator=torch.Generator().manual_seed(0))

@@ -36,6 +36,7 @@ def test_source_and_target_have_their_special_tokens(backbone: BiomedGPTBackbone
     assert encoded.document_tokens_cut == 0
 
 
+@settings(deadline=None)
 @given(text=WORDS)
 def test_text_survives_the_tokenizer(backbone: BiomedGPTBackbone, text: str) -> None:
     ids = backbone.encode(example(text), max_source_length=256, max_target_length=8).input_ids
@@ -43,7 +44,7 @@ def test_text_survives_the_tokenizer(backbone: BiomedGPTBackbone, text: str) -> 
     assert decoded == text
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(document=WORDS, limit=st.integers(12, 40), head=st.booleans())
 def test_truncation_cuts_the_document_and_nothing_else(
     backbone: BiomedGPTBackbone, document: str, limit: int, head: bool
@@ -90,6 +91,7 @@ def test_image_code_targets_are_refused_in_one_line() -> None:
         backbone.encode(example(" a", " thrombocytopenia"), max_source_length=10, max_target_length=64)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=5))
 def test_collating_pads_and_keeps_every_token(backbone: BiomedGPTBackbone, lengths: list[tuple[int, int]]) -> None:
     encoded = [module.EncodedExample(tuple(range(4, 4 + s)), tuple(range(4, 4 + t))) for s, t in lengths]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmpeft.backbones.biomedgpt.trie import build_trie, split_answers
@@ -14,6 +14,7 @@ PROMPTS = st.lists(st.integers(0, 9), min_size=1, max_size=3)
 ANSWERS = st.lists(st.lists(st.integers(2, 5), max_size=5).map(lambda ids: [*ids, END]), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(answers=ANSWERS, prompt=PROMPTS)
 def test_the_paths_spell_the_answers(answers: list[list[int]], prompt: list[int]) -> None:
     trie = build_trie(answers, prompt)
@@ -27,6 +28,7 @@ def test_the_paths_spell_the_answers(answers: list[list[int]], prompt: list[int]
             assert node == trie.root if place == 0 else trie.targets[path[place - 1]] == node
 
 
+@settings(deadline=None)
 @given(answers=ANSWERS, prompt=PROMPTS)
 def test_each_beginning_is_read_once(answers: list[list[int]], prompt: list[int]) -> None:
     trie = build_trie(answers, prompt)
@@ -36,6 +38,7 @@ def test_each_beginning_is_read_once(answers: list[list[int]], prompt: list[int]
     assert len(trie.edge_tokens) == len(edges) == sum(map(len, trie.children))
 
 
+@settings(deadline=None)
 @given(answers=ANSWERS, prompt=PROMPTS)
 def test_a_node_is_seen_by_its_descendants_and_nobody_else(answers: list[list[int]], prompt: list[int]) -> None:
     trie = build_trie(answers, prompt)
@@ -49,6 +52,7 @@ def test_a_node_is_seen_by_its_descendants_and_nobody_else(answers: list[list[in
         assert ancestors == {key for key in range(node + 1) if node < trie.ends[key]}
 
 
+@settings(deadline=None)
 @given(answers=ANSWERS, prompt=PROMPTS, written=st.lists(st.integers(2, 5), max_size=5))
 def test_walking_stays_on_the_tree(answers: list[list[int]], prompt: list[int], written: list[int]) -> None:
     trie = build_trie(answers, prompt)
@@ -57,6 +61,7 @@ def test_walking_stays_on_the_tree(answers: list[list[int]], prompt: list[int], 
     assert (set() if node is None else set(trie.children[node])) == following
 
 
+@settings(deadline=None)
 @given(answers=ANSWERS, limit=st.integers(1, 12))
 def test_groups_hold_every_answer_once_and_keep_the_limit(answers: list[list[int]], limit: int) -> None:
     groups = list(split_answers(answers, limit))

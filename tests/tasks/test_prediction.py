@@ -50,6 +50,7 @@ def test_batches_never_change_or_reorder_results(examples: list[Example], batch_
     assert all(count <= batch_size for count in done)
 
 
+@settings(deadline=None)
 @given(images=st.lists(st.integers(0, 4), max_size=20), batch_size=st.integers(1, 6))
 def test_rows_with_the_same_image_are_batched_together(images: list[int], batch_size: int) -> None:
     """An image is in more batches than it needs only where its rows do not fit into one."""
