@@ -98,7 +98,9 @@ def test_what_cannot_be_bit_for_bit_is_refused(model: Model, tmp_path: Path) -> 
         run(source, tmp_path / "never.pt", to="fairseq", dtype="float16")
     with pytest.raises(UsageError, match="one file, without a tokenizer"):
         run(source, tmp_path / "never.pt", to="fairseq", tokenizer=tmp_path)
-    assert not (tmp_path / "never.pt").exists()
+    with pytest.raises(UsageError, match=r"such as never\.pt"):
+        run(source, tmp_path / "never.safetensors", to="fairseq")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_a_backbone_is_cast_under_its_own_name(tmp_path: Path) -> None:

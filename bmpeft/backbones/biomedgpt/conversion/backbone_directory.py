@@ -41,8 +41,7 @@ def write_tensors(
     if len(shards) == 1:
         files = ["model.safetensors"]
     for file, shard in zip(files, shards, strict=True):
-        content = {name: _cast(tensors[name], dtype).contiguous() for name in shard}
-        save_file(content, directory / file, metadata={"format": "pt"})
+        _write_shard(directory / file, {name: tensors[name] for name in shard}, dtype)
         task.advance(len(shard))
     if len(shards) > 1:
         total = sum(stored_bytes(tensor, dtype) for tensor in tensors.values())
@@ -85,8 +84,13 @@ def stored_bytes(tensor: Tensor, dtype: torch.dtype) -> int:
     return tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
 
 
+def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """A function of its own, so that a shard's cast tensors are gone when the next one's are made."""
+    save_file({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
 
 def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> Iterator[list[str]]:

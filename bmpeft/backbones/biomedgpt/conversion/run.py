@@ -192,6 +192,8 @@ def _check_options(
         raise UsageError("convert: a destination is needed, unless --dry-run asks for the map of keys only")
     if to != "bmpeft" and dtype is not None:
         raise UsageError(f"--dtype: --to {to} goes back bit for bit; cast by a conversion to a backbone directory")
+    if to == "fairseq" and destination is not None and destination.suffix == ".safetensors":
+        raise UsageError(f"{destination}: --to fairseq writes a checkpoint of torch, such as {destination.stem}.pt")
     if to == "fairseq" and tokenizer is not None:
         raise UsageError("--tokenizer: a fairseq checkpoint is one file, without a tokenizer")
     if tokenizer is not None and not tokenizer.is_dir():

@@ -49,7 +49,6 @@ class Source:
         declared: what `args`, `cfg` or config.json say; empty where there is none.
         declared_in: "args", "cfg", "config.json", or None.
         ignored: what else the source holds.
-        description: backbone.json of a bmpeft directory.
     """
 
     path: Path
@@ -59,7 +58,6 @@ class Source:
     declared: Mapping[str, Any]
     declared_in: str | None
     ignored: tuple[KeyReport, ...] = ()
-    description: Mapping[str, Any] | None = None
 
 
 def open_source(path: Path, weights: Weights = "model") -> Source:
@@ -142,11 +140,10 @@ def _options(content: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def _directory(path: Path) -> Source:
-    declared = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    declared = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
     tensors = _weights_of(path)
     if (path / BACKBONE_FILE).is_file():
-        description = read_json(path / BACKBONE_FILE)
-        return Source(path, "bmpeft directory", "model", tensors, declared, "config.json", description=description)
+        return Source(path, "bmpeft directory", "model", tensors, declared, "config.json")
     kind = declared.get("model_type", "ofa")
     if kind not in ("ofa", "biomedgpt"):
         raise BackboneError(f"{path / 'config.json'}: model_type {kind!r}, expected 'ofa' or 'biomedgpt'")
@@ -167,7 +164,7 @@ def _weights_of(directory: Path) -> dict[str, Tensor]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = _read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise BackboneError(f"{index}: expected weight_map with the names of files beside it")
@@ -201,7 +198,7 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
