@@ -66,7 +66,13 @@ def test_cider_d_of_two_words_by_hand() -> None:
     assert values[0] == pytest.approx(10 / 4 * 0.5)
 
 
-def test_cider_d_costs_length_and_repetition() -> None:
+def test_cider_d_clips_what_is_repeated() -> None:
+    """(lung lung) against (lung heart): the second "lung" adds to the norm, not to what is shared."""
+    values = cider_of_tokens([["lung", "lung"], ["x"]], [[["lung", "heart"]], [["spine"]]])
+    assert values[0] == pytest.approx(10 / 4 * 1 / (2 * math.sqrt(2)))
+
+
+def test_cider_d_costs_length() -> None:
     short, long = ["a", "b"], ["a", "b", "c", "d", "e"]
     others = [["x", "y"]]
     exact = cider_of_tokens([short, ["x"]], [[short], others])[0]
