@@ -297,6 +297,7 @@ def test_answers_come_back_as_they_were_given(backbone: BiomedGPTBackbone, layou
         assert choice == names[max(range(4), key=scores.log_likelihoods.__getitem__)]
 
 
-def test_answers_with_special_tokens_are_refused_by_number(backbone: BiomedGPTBackbone) -> None:
-    with pytest.raises(UsageError, match=r"task\.decoding\.answers: answer 2 has no tokens, or others than those"):
-        backbone.compile_answers(["yes", "no</s>"])
+def test_answers_that_spell_a_special_token_are_text(backbone: BiomedGPTBackbone) -> None:
+    answers = backbone.compile_answers(["no</s>", "no"])
+    assert sorted(answers.by_ids.values()) == ["no", "no</s>"]
+    assert all(row.count(backbone.model.config.eos_token_id) == 1 for row in answers.by_ids)

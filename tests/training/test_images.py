@@ -80,7 +80,7 @@ def dataset_of(train: tuple[Record, ...], validation: tuple[Record, ...] = ()) -
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for module in (run, inspection):
-            patch.setattr(module, "read_dataset", lambda data: dataset)
+            patch.setattr(module, "read_dataset", lambda data, task: dataset)
         yield
 
 
