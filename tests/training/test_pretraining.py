@@ -238,6 +238,23 @@ def test_from_texts_to_a_backbone_that_loads(tiny_recipe: PretrainRecipe) -> Non
         pretrain(tiny_recipe, progress=Progress(quiet=True))
 
 
+def test_the_encoder_trains_at_its_share_of_the_learning_rate(tiny_recipe: PretrainRecipe) -> None:
+    # The first step of Adam moves every tensor by the learning rate, whatever its gradient.
+    training = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "encoder_learning_rate_factor": 0.1}
+    changed = tiny_recipe.model_copy(
+        update={
+            "training": tiny_recipe.training.model_copy(update=training),
+            "output": tiny_recipe.output.model_copy(update={"dtype": "float32"}),
+        }
+    )
+    before = load_frozen_backbone(tiny_recipe.backbone).model.state_dict()
+    trained = pretrain(changed, progress=Progress(quiet=True)).directory
+    after = load_frozen_backbone(BackboneSection(name=str(trained))).model.state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before if name.endswith("fc1.weight")}
+    rates = {name: 1e-4 if name.startswith("encoder.") else 1e-3 for name in moved}
+    assert moved == pytest.approx(rates, rel=0.02) and len(set(rates.values())) == 2
+
+
 class _PowerCut(BaseException):
     pass
 

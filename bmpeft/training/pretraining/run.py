@@ -98,6 +98,7 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
         checkpoints=checkpoints,
         say=progress.line,
         batches=batches,
+        encoder_rate_factor=recipe.training.encoder_learning_rate_factor,
     )
     steps = range(recipe.training.checkpoint_steps, recipe.training.steps + 1, recipe.training.checkpoint_steps)
     trainer.add_callback(EvaluationSchedule({*steps, recipe.training.steps}, evaluate=bool(validation)))
