@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bmpeft.backbones.base import EncodedExample
 from bmpeft.pretrain_recipe import ObjectiveSection
-from bmpeft.training.pretraining.corpus import Source, split_at_sentences
+from bmpeft.training.pretraining.corpus import MASK, Source, split_at_sentences
 
 INFILLING_PROMPT = (' what is the complete text of "', ' "?')
 CHARACTERS_PER_TOKEN = 4.0
@@ -105,8 +105,10 @@ class MixtureRows:
         )
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        """Token ids of a text; a gap in it is the mask token, which the tokenizer itself never reads out of a text."""
+        mask = int(self._tokenizer.mask_token_id)
+        parts = (self._tokenizer(part, add_special_tokens=False, verbose=False) for part in text.split(MASK))
+        return [token for part in parts for token in (mask, *part["input_ids"])][1:]
 
     def _example(self, source: Sequence[int], target: Sequence[int]) -> EncodedExample:
         bos, eos = int(self._tokenizer.bos_token_id), int(self._tokenizer.eos_token_id)
