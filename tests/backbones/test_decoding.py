@@ -297,6 +297,10 @@ def test_answers_come_back_as_they_were_given(backbone: BiomedGPTBackbone, layou
         assert choice == names[max(range(4), key=scores.log_likelihoods.__getitem__)]
 
 
-def test_answers_with_special_tokens_are_refused_by_number(backbone: BiomedGPTBackbone) -> None:
+def test_answers_that_are_not_text_are_refused_by_number(backbone: BiomedGPTBackbone) -> None:
+    codes = tiny_backbone(num_code_tokens=8192 - 300)
     with pytest.raises(UsageError, match=r"task\.decoding\.answers: answer 2 has no tokens, or others than those"):
-        backbone.compile_answers(["yes", "no</s>"])
+        codes.compile_answers(["a", "thrombocytopenia"])
+    answers = backbone.compile_answers(["no</s>", "no"])  # an end token that is text does not end the answer
+    chosen = backbone.choose(backbone.model, [question(" q")], answers, TrieDecoding(num_beams=2), max_source_length=9)
+    assert chosen[0] in answers.answers

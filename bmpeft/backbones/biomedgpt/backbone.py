@@ -171,9 +171,9 @@ class BiomedGPTBackbone(FrozenBackbone):
     def compile_answers(self, answers: Sequence[str]) -> AnswerTrie:
         """See `FrozenBackbone.compile_answers`."""
         ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False, verbose=False)["input_ids"]
-        config, special = self.model.config, set(self.tokenizer.all_special_ids)
+        config = self.model.config
         for number, row in enumerate(ids, start=1):
-            if not row or max(row) >= config.code_token_start or not special.isdisjoint(row):
+            if max(row, default=config.vocab_size) >= config.code_token_start:
                 raise UsageError(f"task.decoding.answers: answer {number} has no tokens, or others than those of text")
         ended = [[*row, config.eos_token_id] for row in ids]
         return AnswerTrie(
