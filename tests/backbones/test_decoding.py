@@ -17,6 +17,7 @@ from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import build_trie
+from bmpeft.errors import UsageError
 from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example, Record
 from tests.backbones.tiny import tiny_backbone, tiny_model
@@ -296,7 +297,10 @@ def test_answers_come_back_as_they_were_given(backbone: BiomedGPTBackbone, layou
         assert choice == names[max(range(4), key=scores.log_likelihoods.__getitem__)]
 
 
-def test_answers_that_spell_a_special_token_are_text(backbone: BiomedGPTBackbone) -> None:
-    answers = backbone.compile_answers(["no</s>", "no"])
-    assert sorted(answers.by_ids.values()) == ["no", "no</s>"]
-    assert all(row.count(backbone.model.config.eos_token_id) == 1 for row in answers.by_ids)
+def test_answers_that_are_not_text_are_refused_by_number(backbone: BiomedGPTBackbone) -> None:
+    codes = tiny_backbone(num_code_tokens=8192 - 300)
+    with pytest.raises(UsageError, match=r"task\.decoding\.answers: answer 2 has no tokens, or others than those"):
+        codes.compile_answers(["a", "thrombocytopenia"])
+    answers = backbone.compile_answers(["no</s>", "no"])  # an end token that is text does not end the answer
+    chosen = backbone.choose(backbone.model, [question(" q")], answers, TrieDecoding(num_beams=2), max_source_length=9)
+    assert chosen[0] in answers.answers

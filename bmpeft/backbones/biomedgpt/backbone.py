@@ -24,7 +24,7 @@ from bmpeft.backbones.description import BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
-from bmpeft.errors import BackboneError, BmpeftError
+from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
 from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
@@ -170,6 +170,9 @@ class BiomedGPTBackbone(FrozenBackbone):
         """See `FrozenBackbone.compile_answers`."""
         ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False, verbose=False)["input_ids"]
         config = self.model.config
+        for number, row in enumerate(ids, start=1):
+            if max(row, default=config.vocab_size) >= config.code_token_start:
+                raise UsageError(f"task.decoding.answers: answer {number} has no tokens, or others than those of text")
         ended = [[*row, config.eos_token_id] for row in ids]
         return AnswerTrie(
             answers=tuple(answers),
