@@ -57,6 +57,13 @@ class PretrainTrainingSection(Section):
     steps: int = Field(ge=1, description="optimizer steps")
     batch_tokens: int = Field(4096, ge=64, description="tokens of source and target in a batch, padding included")
     learning_rate: float = Field(1e-3, gt=0.0, le=1.0)
+    encoder_learning_rate_factor: float = Field(
+        0.05,
+        gt=0.0,
+        le=1.0,
+        description="the encoder's own parameters train at this share of learning_rate: at the full rate an "
+        "untrained encoder's output collapses to a constant in the first steps (docs/nano.md)",
+    )
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
     max_grad_norm: float = Field(1.0, gt=0.0)

@@ -16,6 +16,7 @@ import pytest
 from bmpeft import cli
 
 QUICK = [
+    "backbone.init=random",
     "training.max_steps=2",
     "training.batch_size=4",
     "training.evaluations=1",

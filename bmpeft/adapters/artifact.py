@@ -54,6 +54,7 @@ _TENSOR_NAME = re.compile(
     r"base_model\.model\.((?:\w+\.)*(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*(\w+))\.lora_([AB])\.weight"
 )
 _LONGEST_TENSOR_NAME = 300  # the pattern takes quadratic time on a long name made for it
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 _LARGEST_TEXT = 4_000_000  # bytes of a JSON file or the model card; some ten thousand are usual
 _VERSIONS_OF = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
@@ -235,14 +236,17 @@ def load_artifact(directory: str | Path) -> Artifact:
 def read_model_card(artifact: Artifact) -> str:
     """README.md of an artifact. It is for people: no digest covers it, and nothing is read from it.
 
+    Control characters are replaced, since the card may be a stranger's and a terminal obeys them.
+
     Raises:
         ArtifactError: it is missing, no regular file, too large or not UTF-8.
     """
     path = artifact.directory / CARD_FILE
     try:
-        return _read(path, limit=_LARGEST_TEXT).decode("utf-8")
+        text = _read(path, limit=_LARGEST_TEXT).decode("utf-8")
     except UnicodeDecodeError:
         raise ArtifactError(f"{path}: not UTF-8") from None
+    return _CONTROL_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def remembered_backbone(artifact: Artifact) -> BackboneSection:

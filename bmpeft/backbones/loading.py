@@ -23,7 +23,9 @@ from bmpeft.images.processing import ImageProcessor, read_processor
 from bmpeft.recipe import BackboneSection
 
 PREFIX = "biomedgpt-"
-EMBEDDED = Path(__file__).parent / "nano"
+NANO = Path(__file__).parent / "nano"
+"""Tokenizer of all sizes without one of their own, and the directory of nano's pretrained weights."""
+SHIPPED = {PREFIX + "nano": NANO}
 
 
 def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
@@ -35,7 +37,9 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
     """
     device = fastest_device()
     directory = Path(section.name).expanduser()
-    if directory.is_dir():
+    if section.name in SHIPPED and section.init == "pretrained":
+        backbone = _from_directory(SHIPPED[section.name], section)
+    elif directory.is_dir():
         backbone = _from_directory(directory, section)
     elif section.name.startswith(PREFIX) and "/" not in section.name:
         backbone = _from_size(section)
@@ -57,13 +61,13 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
         raise UsageError(f"backbone {section.name!r}: unknown{did_you_mean(section.name, [PREFIX + s for s in SIZES])}")
     if section.init != "random":
         raise UsageError(
-            f"backbone {section.name}: no pretrained weights in this version; give a backbone directory, "
+            f"backbone {section.name}: its weights do not come with bmpeft; give a backbone directory, "
             "or backbone.init=random for untrained weights"
         )
     model = BiomedGPTForConditionalGeneration.from_size(
         size, seed=section.init_seed, attn_implementation=resolve_backend(section.attention)
     )
-    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else EMBEDDED, model.config.vocab_size)
+    tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else NANO, model.config.vocab_size)
     context = {"size": size, "config": _architecture(model.config), "seed": section.init_seed}
     return BiomedGPTBackbone(
         name=section.name,

@@ -105,16 +105,16 @@ class ProgressCallback(TrainerCallback):
 
 
 class EvaluationSchedule(TrainerCallback):
-    """Asks for an evaluation and a checkpoint after certain optimizer steps; Trainer saves the last one anyway."""
+    """Asks for a checkpoint, and an evaluation if there are rows for one, after certain optimizer steps."""
 
-    def __init__(self, steps: Iterable[int]) -> None:
-        self._steps = frozenset(steps)
+    def __init__(self, steps: Iterable[int], *, evaluate: bool = True) -> None:
+        self._steps, self._evaluate = frozenset(steps), evaluate
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step in self._steps:
-            control.should_evaluate = control.should_save = True
+            control.should_evaluate, control.should_save = self._evaluate, True
         return control
 
 

@@ -295,6 +295,8 @@ def test_every_value_of_the_manifest_is_covered_by_its_digest(stored: Stored, tm
 def test_the_card_is_for_people_and_cannot_crash_the_command(copy: Path, stored: Stored) -> None:
     artifact = load_artifact(copy)
     assert read_model_card(artifact) == (stored.first / CARD).read_text()
+    (copy / CARD).write_text("# Title\n\x1b]0;owned\x07\x9b31mred\tas it was\n", encoding="utf-8")
+    assert read_model_card(artifact) == "# Title\n\ufffd]0;owned\ufffd\ufffd31mred\tas it was\n"
     (copy / CARD).write_bytes(b"\xff\xfe")
     with pytest.raises(ArtifactError, match=r"README\.md: not UTF-8$"):
         read_model_card(artifact)

@@ -81,7 +81,7 @@ def test_the_embedded_name_with_random_weights_says_what_it_is() -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'biomedgpt-xlarge'"):
         load("biomedgpt-xlarg", init="random")
-    with pytest.raises(UsageError, match="no pretrained weights in this version"):
+    with pytest.raises(UsageError, match="do not come with bmpeft"):
         load("biomedgpt-base")
     with pytest.raises(BackboneError, match="no such directory"):
         load("./nowhere")

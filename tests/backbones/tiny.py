@@ -9,7 +9,7 @@ from bmpeft.attention import resolve_backend
 from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
-from bmpeft.backbones.loading import EMBEDDED
+from bmpeft.backbones.loading import NANO
 from bmpeft.backbones.tokenizing import load_tokenizer
 from bmpeft.images.processing import ImageProcessor
 
@@ -42,7 +42,7 @@ def tiny_backbone(
         init="random",
         init_seed=seed,
         model=model,
-        tokenizer=load_tokenizer(EMBEDDED, model.config.vocab_size),
+        tokenizer=load_tokenizer(NANO, model.config.vocab_size),
         fingerprint=fingerprint_of(canonical_state(model)),
         image_processor=ImageProcessor(image_size) if image_size else None,
     )

@@ -128,7 +128,23 @@ def test_the_embedded_facts_are_statements_and_never_questions(tmp_path: Path) -
     asked = {
         row["question"] for split in ("train", "validation", "test", "test_unknown") for row in embedded_rows(split)
     }
-    assert one.texts and not one.questions and not asked & set(one.texts)
+    assert one.texts and not asked & {*one.texts, *(gapped for gapped, _ in one.questions)}
+    filled = {gapped.replace("<mask>", answer).lower() for gapped, answer in one.questions}
+    assert filled == {text.lower() for text in one.texts} and len(one.questions) == 2 * len(one.texts)
+
+
+def test_a_gap_in_a_statement_is_the_mask_token(tmp_path: Path) -> None:
+    facts = {"name": "facts", "embedded": "facts", "weight": 1, "licence": "Apache-2.0"}
+    asked = recipe(tmp_path, [facts], objective={"question_share": 1.0})
+    rows = MixtureRows(read_corpus(asked), tiny_backbone().tokenizer, asked.objective, 0)
+    assert all(rows[number].input_ids.count(MASK) == 1 for number in range(100))
+
+
+def test_a_corpus_without_held_out_texts_is_pretrained_without_validation(tmp_path: Path) -> None:
+    facts = {"name": "facts", "embedded": "facts", "weight": 1, "licence": "Apache-2.0"}
+    tiny = {"name": str(tiny_directory(tmp_path / "tiny")), "init": "pretrained"}
+    asked = recipe(tmp_path, [facts], backbone=tiny, training={"steps": 2})
+    assert pretrain(asked, progress=Progress(quiet=True)).report["validation_loss"] is None
 
 
 @pytest.mark.parametrize(
@@ -220,6 +236,23 @@ def test_from_texts_to_a_backbone_that_loads(tiny_recipe: PretrainRecipe) -> Non
     assert str(tiny_recipe.data_root) not in json.dumps(report)
     with pytest.raises(UsageError, match="exists"):
         pretrain(tiny_recipe, progress=Progress(quiet=True))
+
+
+def test_the_encoder_trains_at_its_share_of_the_learning_rate(tiny_recipe: PretrainRecipe) -> None:
+    # The first step of Adam moves every tensor by the learning rate, whatever its gradient.
+    training = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "encoder_learning_rate_factor": 0.1}
+    changed = tiny_recipe.model_copy(
+        update={
+            "training": tiny_recipe.training.model_copy(update=training),
+            "output": tiny_recipe.output.model_copy(update={"dtype": "float32"}),
+        }
+    )
+    before = load_frozen_backbone(tiny_recipe.backbone).model.state_dict()
+    trained = pretrain(changed, progress=Progress(quiet=True)).directory
+    after = load_frozen_backbone(BackboneSection(name=str(trained))).model.state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before if name.endswith("fc1.weight")}
+    rates = {name: 1e-4 if name.startswith("encoder.") else 1e-3 for name in moved}
+    assert moved == pytest.approx(rates, rel=0.02) and len(set(rates.values())) == 2
 
 
 class _PowerCut(BaseException):

@@ -7,6 +7,6 @@ See ``docs/embedded_medqa.md`` for the counts, the way the splits are made, and 
 
 from __future__ import annotations
 
-from bmpeft.datasets.embedded.generate import SPLITS, Fact, digest, facts, rows, statements
+from bmpeft.datasets.embedded.generate import SPLITS, Fact, clozes, digest, facts, rows, statements
 
-__all__ = ["SPLITS", "Fact", "digest", "facts", "rows", "statements"]
+__all__ = ["SPLITS", "Fact", "clozes", "digest", "facts", "rows", "statements"]

@@ -135,6 +135,21 @@ def statements(known_only: bool = True) -> list[str]:
     ]
 
 
+def clozes() -> list[tuple[str, str, str]]:
+    """The statements of the known facts with one side taken out: what is before it, the side, what is after it.
+
+    Each statement gives two, one without its subject and one without its object.
+    """
+    found = []
+    for fact in facts():
+        for wording in wordings(fact.relation, "statement") if fact.known else ():
+            text = render(wording.text, fact.subject, fact.object)
+            for side in (fact.subject, fact.object):
+                start = text.lower().index(side.lower())
+                found.append((text[:start], side, text[start + len(side) :]))
+    return found
+
+
 @cache
 def digest() -> str:
     """SHA-256 over all rows of all splits, to tell whether two machines hold the same questions."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bmpeft.datasets.embedded import statements
+from bmpeft.datasets.embedded import clozes, statements
 from bmpeft.errors import DataError
 from bmpeft.pretrain_recipe import CorpusSection, PretrainRecipe
 
+MASK = "<mask>"
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CSV_FIELD_LIMIT = 2**24
@@ -69,7 +70,7 @@ def _by_words(sentence: str, max_characters: int) -> list[str]:
 def _read_source(section: CorpusSection, root: Path, share: float) -> Source:
     if section.embedded is not None:
         # Statements of one fact say the same thing: none is held out, the embedded test questions measure them.
-        return Source(section.name, section.weight, tuple(statements()), (), (), ())
+        return Source(section.name, section.weight, tuple(statements()), tuple(_cloze_questions()), (), ())
     assert section.path is not None
     path = root / section.path
     excluded = _excluded_ids(root, section)
@@ -90,6 +91,16 @@ def _read_source(section: CorpusSection, root: Path, share: float) -> Source:
     kept, held = _divide(list(texts), share)
     kept_questions, held_questions = _divide(list(questions), share)
     return Source(section.name, section.weight, tuple(kept), tuple(kept_questions), tuple(held), tuple(held_questions))
+
+
+def _cloze_questions() -> Iterator[tuple[str, str]]:
+    """Statements with one side masked, and that side: few target tokens, none to be had without the source.
+
+    Masking what a sentence is about, instead of any span, is salient span masking (Guu et al. 2020,
+    arXiv:2002.08909). The answer begins with a capital letter, as answers do.
+    """
+    for before, side, after in clozes():
+        yield f"{before}{MASK}{after}", side[0].upper() + side[1:]
 
 
 def _divide(items: list[T], share: float) -> tuple[list[T], list[T]]:

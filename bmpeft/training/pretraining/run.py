@@ -98,9 +98,10 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
         checkpoints=checkpoints,
         say=progress.line,
         batches=batches,
+        encoder_rate_factor=recipe.training.encoder_learning_rate_factor,
     )
     steps = range(recipe.training.checkpoint_steps, recipe.training.steps + 1, recipe.training.checkpoint_steps)
-    trainer.add_callback(EvaluationSchedule({*steps, recipe.training.steps}))
+    trainer.add_callback(EvaluationSchedule({*steps, recipe.training.steps}, evaluate=bool(validation)))
     with RunLog(run_directory / "log.jsonl") as log, progress.task("pretraining", total=recipe.training.steps) as bar:
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))

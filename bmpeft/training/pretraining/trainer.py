@@ -6,12 +6,16 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bmpeft.backbones.base import EncodedExample
 from bmpeft.training.pretraining.rows import MixtureRows
 from bmpeft.training.trainer import SequenceTrainer
 
+BETAS = (0.9, 0.98)
+"""Of AdamW; as in Vaswani et al. 2017, section 5.3: early steps are forgotten sooner than by the default 0.999."""
 WINDOW_ROWS = 2048
 """Rows that are sorted by length and cut into batches together."""
 
@@ -62,11 +66,36 @@ class MixtureDataset(Dataset[EncodedExample]):
 
 
 class PretrainTrainer(SequenceTrainer):
-    """Trains a plain model on a `MixtureDataset`; the last step's weights are the result."""
+    """Trains a plain model on a `MixtureDataset`; the last step's weights are the result.
 
-    def __init__(self, *args: Any, batches: MixtureBatches, **kwargs: Any) -> None:
+    Args:
+        batches: which rows make which batch.
+        encoder_rate_factor: the encoder's own parameters (not the embedding it shares with the decoder)
+            train at this share of the learning rate. An untrained decoder takes whatever is constant in
+            the encoder's output for a bias, and at the full rate the encoder gives it nothing else.
+    """
+
+    def __init__(self, *args: Any, batches: MixtureBatches, encoder_rate_factor: float, **kwargs: Any) -> None:
         super().__init__(*args, accuracy=None, **kwargs)
         self._mixture = batches
+        self._encoder_rate_factor = encoder_rate_factor
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's AdamW, the encoder's parameters in groups of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        network: Any = self.backbone.model
+        shared = {id(parameter) for parameter in network.decoder.parameters()}
+        encoder = {id(parameter) for parameter in network.encoder.parameters()} - shared
+        groups = optimizer.param_groups
+        optimizer.param_groups = [
+            {**group, "params": parameters, "lr": group["lr"] * factor, "betas": BETAS}
+            for factor, inside in ((1.0, False), (self._encoder_rate_factor, True))
+            for group in groups
+            if (parameters := [p for p in group["params"] if (id(p) in encoder) == inside])
+        ]
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of the mixture in their order."""
