@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BmpeftError
+from bmpeft.recipe import BeamDecoding
 from bmpeft.records import Example, Record
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.losses import Objective
@@ -89,3 +92,39 @@ def test_the_recipe_hands_its_layout_to_every_example() -> None:
     for layout in LAYOUTS:
         asked = task("visual_question_answering", prompt_layout=layout)
         assert asked.example(RECORDS["open"]).prompt_layout == layout
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_score_is_the_loss_of_the_same_answer_behind_the_same_prefix(
+    backbone: BiomedGPTBackbone, layout: str
+) -> None:
+    rows = [
+        dataclasses.replace(example(layout, question), choices=(" right", " a rather long answer"))
+        for question in ("Which side is the lesion on?", "Is it?")
+    ]
+    scores = backbone.score_candidates(backbone.model, rows, max_source_length=64)
+    for row, scored in zip(rows, scores, strict=True):
+        for choice, score in zip(row.choices or (), scored.log_likelihoods, strict=True):
+            answered = dataclasses.replace(row, target=choice)
+            encoded = backbone.encode(answered, max_source_length=64, max_target_length=16)
+            with torch.inference_mode():
+                loss = backbone.model(**backbone.collate([encoded]), num_items_in_batch=1).loss
+            assert score == pytest.approx(-float(loss), abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_greedy_text_goes_on_where_the_prefix_ends(backbone: BiomedGPTBackbone, layout: str) -> None:
+    rows = [example(layout), example(layout, "Is it?")]
+    written = backbone.generate(backbone.model, rows, BeamDecoding(num_beams=1, max_new_tokens=5), max_source_length=64)
+    for row, text in zip(rows, written, strict=True):
+        encoded = backbone.encode(row, max_source_length=64, max_target_length=16)
+        batch = backbone.collate([dataclasses.replace(encoded, labels=None)])
+        read = [backbone.model.config.decoder_start_token_id, *encoded.decoder_prefix]
+        start = len(read)
+        for _ in range(5):
+            with torch.inference_mode():
+                logits = backbone.model(**batch, decoder_input_ids=torch.tensor([read])).logits[0, -1]
+            read.append(int(logits.argmax()))
+            if read[-1] == backbone.tokenizer.eos_token_id:
+                break
+        assert text == backbone.tokenizer.decode(read[start:], skip_special_tokens=True).strip()
