@@ -1,6 +1,6 @@
 """Loss curve of a pretraining run: its log to a CSV and a plot (needs the extra `plot`).
 
-    python benchmarks/pretraining_curve.py runs/nano/log.jsonl benchmarks/results/nano_pretraining
+python benchmarks/pretraining_curve.py runs/nano/log.jsonl benchmarks/results/nano_pretraining
 """
 
 from __future__ import annotations

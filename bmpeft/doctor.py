@@ -236,7 +236,7 @@ def _quantization() -> list[Finding]:
 def _disk() -> list[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from bmpeft.adapters.canary_cache import cache_directory
+    from bmpeft.cache import cache_directory
 
     places = {"here": Path.cwd(), "hub_cache": Path(HF_HUB_CACHE), "bmpeft_cache": cache_directory()}
     return [_free(name, path) for name, path in places.items() if path is not None]

@@ -101,6 +101,8 @@ class PretrainRecipe(Section):
         names = [source.name for source in self.corpus]
         if len(set(names)) != len(names):
             raise ValueError("corpus: each name at most once")
+        if self.backbone.max_positions is not None:
+            raise ValueError("backbone.max_positions: adapters may use more positions, pretraining does not")
         return self
 
     def digest(self) -> str:

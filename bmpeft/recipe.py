@@ -12,22 +12,28 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bmpeft.errors import RecipeError, UsageError, did_you_mean
+from bmpeft.recipe_controls import ControlName, control_problem
+from bmpeft.recipe_decoding import BeamDecoding as BeamDecoding
+from bmpeft.recipe_decoding import CandidatesDecoding as CandidatesDecoding
+from bmpeft.recipe_decoding import Decoding as Decoding
+from bmpeft.recipe_decoding import MixedDecoding as MixedDecoding
+from bmpeft.recipe_decoding import SampleDecoding as SampleDecoding
+from bmpeft.recipe_decoding import TrieDecoding as TrieDecoding
+from bmpeft.recipe_decoding import trie_of as trie_of
+from bmpeft.recipe_decoding import with_trie as with_trie
+from bmpeft.recipe_decoding import without_answers as without_answers
 from bmpeft.recipe_file import check_content, read_content
+from bmpeft.recipe_section import MAX_POSITIONS, TRAINED_POSITIONS
+from bmpeft.recipe_section import Section as Section
 
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
-
-
-class Section(BaseModel):
-    """What all sections share: no unknown keys, no change after reading, no infinite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class BackboneSection(Section):
@@ -46,6 +52,13 @@ class BackboneSection(Section):
     )
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention backend; eager is the specification"
+    )
+    max_positions: int | None = Field(
+        None,
+        ge=8,
+        le=MAX_POSITIONS,
+        description=f"of sources and targets, beyond the {TRAINED_POSITIONS:,} of the published weights; "
+        "default: as many as the weights have",
     )
     image_size: int | None = Field(
         None,
@@ -82,44 +95,82 @@ class LoraSection(Section):
         return value
 
 
-class CandidatesDecoding(Section):
-    """Closed answers: the log-likelihood of every choice; the encoder runs once for each row."""
+TaskName = Literal[
+    "image_classification",
+    "text_understanding",
+    "summarization",
+    "question_answering",
+    "visual_question_answering",
+    "captioning",
+]
+PromptLayout = Literal["none", "src", "prev_output"]
 
-    method: Literal["candidates"] = "candidates"
-    normalization: Literal["sum", "length"] = Field("sum", description="which score decides; both are reported")
+_WRITTEN = ("beam", "sample")
+_DECODING_METHODS: dict[TaskName, tuple[str, ...]] = {
+    "image_classification": ("candidates", "trie", *_WRITTEN),
+    "text_understanding": ("candidates", "trie", *_WRITTEN),
+    "summarization": _WRITTEN,
+    "question_answering": ("candidates", "mixed", "trie", *_WRITTEN),
+    "visual_question_answering": ("candidates", "mixed", "trie", *_WRITTEN),
+    "captioning": _WRITTEN,
+}
+_TASKS_WITH_LAYOUTS: tuple[TaskName, ...] = ("visual_question_answering", "text_understanding")
+# BiomedGPT changes neither the labels nor the prompt of its image classification, and has no such question answering.
+_TASKS_PREPROCESSED_UPSTREAM: tuple[TaskName, ...] = (
+    "text_understanding",
+    "summarization",
+    "visual_question_answering",
+    "captioning",
+)
 
 
-class BeamDecoding(Section):
-    """Open answers by beam search; num_beams 1 is greedy."""
-
-    method: Literal["beam"] = "beam"
-    num_beams: int = Field(5, ge=1, le=64)
-    max_new_tokens: int = Field(64, ge=1, le=1024)
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = Field(0, ge=0, le=16)
+def decoding_methods(task: TaskName) -> tuple[str, ...]:
+    """The values that `task.decoding.method` may have for a task."""
+    return _DECODING_METHODS[task]
 
 
-class SampleDecoding(Section):
-    """Open answers by sampling."""
-
-    method: Literal["sample"] = "sample"
-    max_new_tokens: int = Field(64, ge=1, le=1024)
-    temperature: float = Field(1.0, gt=0.0, le=10.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int = Field(0, ge=0)
-
-
-Decoding = Annotated[CandidatesDecoding | BeamDecoding | SampleDecoding, Field(discriminator="method")]
+def default_decoding(task: TaskName) -> CandidatesDecoding | BeamDecoding | MixedDecoding:
+    """How a task's answers are read off where the recipe does not say; beams as BiomedGPT's scripts for MeQSum."""
+    if task == "summarization":
+        return BeamDecoding(max_new_tokens=128, length_penalty=0.7, no_repeat_ngram_size=3)
+    if task == "captioning":
+        return BeamDecoding(max_new_tokens=64, no_repeat_ngram_size=3)
+    return MixedDecoding() if task == "visual_question_answering" else CandidatesDecoding()
 
 
 class TaskSection(Section):
     """What the model is asked and how its answer is read off."""
 
-    name: Literal["question_answering"] = "question_answering"
+    name: TaskName = "question_answering"
     prompt: str | None = Field(
-        None, description="template with {question}, {choices}, {text}; default: the task's own for this dataset"
+        None, description="template with placeholders such as {question}; default: the task's own for this dataset"
     )
-    decoding: Decoding = CandidatesDecoding()
+    prompt_layout: PromptLayout = Field(
+        "none",
+        description="what the decoder reads before it answers: nothing, the source (src), or the source without "
+        "its end token (prev_output); as `prompt-type` in BiomedGPT's scripts",
+    )
+    upstream_preprocessing: bool = Field(
+        False,
+        description="lower case, lost punctuation and all, as BiomedGPT's loaders; only to compare with its figures",
+    )
+    decoding: Decoding = Field(
+        default_factory=lambda fields: default_decoding(fields.get("name", "question_answering")),
+        description="default: candidates, beam or mixed, as fits the task",
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> TaskSection:
+        methods = decoding_methods(self.name)
+        if self.decoding.method not in methods:
+            raise ValueError(f"decoding.method={self.decoding.method} is not for {self.name}; use {', '.join(methods)}")
+        for key, given, tasks in (
+            (f"prompt_layout={self.prompt_layout}", self.prompt_layout != "none", _TASKS_WITH_LAYOUTS),
+            ("upstream_preprocessing", self.upstream_preprocessing, _TASKS_PREPROCESSED_UPSTREAM),
+        ):
+            if given and self.name not in tasks:
+                raise ValueError(f"{key} is for {', '.join(tasks)}, not for {self.name}")
+        return self
 
 
 class SplitSection(Section):
@@ -139,19 +190,51 @@ class SplitSection(Section):
 class DataSection(Section):
     """Which rows."""
 
-    dataset: str = Field(description="name of a reader: `medqa`, `medmcqa`, `pubmedqa`")
+    dataset: str = Field(description="name of a reader, such as `medqa` or `csv`; see `bmpeft data list`")
     path: str = Field(
         description="file or directory as its owners distribute it; `embedded` for the synthetic set of the package"
     )
     split: SplitSection = Field(
         default_factory=SplitSection, description="used where the files carry no official split"
     )
+    split_by: Literal["official", "group", "image"] = Field(
+        "official",
+        description="group, image: pool the official splits and divide them anew by `split`, so that no group "
+        "(patient, question ...) or no image is in two of them",
+    )
+    fields: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="own data only: field of a record -> column, or list of columns"
+    )
+    label_names: dict[str | int, str] | None = Field(
+        None, description="label in the files -> name that the model reads and writes, in the order of the labels"
+    )
+    label_base: Literal[0, 1] | None = Field(
+        None, description="own data only: whether labels that are numbers count the choices from 0 or from 1"
+    )
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(
+        None, description="own tables only: between cells; default: a tab for .tsv, else a comma"
+    )
+    images: str | None = Field(None, description="directory of the images, where it is not beside the data file")
+    licence: str | None = Field(None, description="own data only: the licence that records and adapter state")
+    variant: str | None = Field(None, description="which of several targets of a dataset; see `bmpeft data list`")
+    accept_leakage: bool = Field(
+        False,
+        description="train although scored rows share images, groups or whole rows with training; on the card",
+    )
+    skip_bad_rows: int = Field(
+        0, ge=0, description="leave out up to so many bad rows, counted on the card; images are decoded to find them"
+    )
     cop_base: Literal[0, 1] | None = Field(
         None, description="medmcqa only, required there: whether `cop` counts options from 0 or from 1"
     )
-    max_source_length: int = Field(256, ge=8, le=1024, description="tokens, special tokens included")
-    max_target_length: int = Field(64, ge=2, le=1024, description="tokens, end token included")
+    max_source_length: int = Field(256, ge=8, le=MAX_POSITIONS, description="tokens, special tokens included")
+    max_target_length: int = Field(64, ge=2, le=MAX_POSITIONS, description="tokens, end token included")
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
+
+    @property
+    def is_hub_name(self) -> bool:
+        """Whether `path` names a dataset of the hub: nothing of that name is here."""
+        return self.dataset == "hf" and not Path(self.path).expanduser().exists()
 
 
 class TrainingSection(Section):
@@ -239,9 +322,6 @@ class TrainingSection(Section):
         return self
 
 
-ControlName = Literal["majority", "options_only", "frozen_backbone"]
-
-
 class EvaluationSection(Section):
     """What is measured after training and against which controls."""
 
@@ -252,7 +332,9 @@ class EvaluationSection(Section):
         None, ge=1, description="rows per split (the first of a seeded shuffle); written on the card"
     )
     batch_size: int = Field(32, ge=1)
-    controls: tuple[ControlName, ...] = ("majority", "options_only", "frozen_backbone")
+    controls: tuple[ControlName, ...] | None = Field(
+        None, description="what the model is compared with; default: every control that fits task, decoding and rows"
+    )
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
 
 
@@ -285,8 +367,10 @@ class Recipe(Section):
         closed = self.task.decoding.method == "candidates"
         if self.training.select_by == "accuracy" and not closed:
             raise ValueError("training.select_by=accuracy needs task.decoding.method=candidates")
-        if not closed and "options_only" in self.evaluation.controls:
-            raise ValueError("evaluation.controls: options_only needs task.decoding.method=candidates")
+        for control in self.evaluation.controls or ():
+            problem = control_problem(control, task=self.task.name, method=self.task.decoding.method)
+            if problem is not None:
+                raise ValueError(f"evaluation.controls: {problem}")
         if self.data.dataset == "medmcqa" and self.data.cop_base is None:
             raise ValueError("data.cop_base: medmcqa needs 0 (the hub's copy) or 1 (the original files)")
         if self.data.dataset != "medmcqa" and self.data.cop_base is not None:
@@ -295,7 +379,22 @@ class Recipe(Section):
             raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
         if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
             raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
+        self._refuse_lengths_without_positions()
         return self
+
+    def _refuse_lengths_without_positions(self) -> None:
+        positions = self.backbone.max_positions or TRAINED_POSITIONS
+        lengths = {
+            "data.max_source_length": self.data.max_source_length,
+            "data.max_target_length": self.data.max_target_length,
+        }
+        written = {"task.decoding": self.task.decoding, "task.decoding.open": getattr(self.task.decoding, "open", None)}
+        lengths |= {f"{key}.max_new_tokens": getattr(part, "max_new_tokens", 0) for key, part in written.items()}
+        for key, length in lengths.items():
+            if length > positions:
+                raise ValueError(
+                    f"{key}={length} needs backbone.max_positions={length}: there are positions for {positions}"
+                )
 
     def digest(self) -> str:
         """SHA-256 of the recipe's content, paths included, independent of key order and YAML style."""
@@ -307,9 +406,19 @@ class Recipe(Section):
         Paths are reduced to their last part, so that no directory names leave the machine.
         """
         content: dict[str, Any] = self.model_dump(mode="json")
-        for section, key in (("data", "path"), ("backbone", "tokenizer"), ("output", "directory"), ("output", "runs")):
-            if content[section][key] is not None:
+        for section, key in (
+            ("data", "path"),
+            ("data", "images"),
+            ("backbone", "tokenizer"),
+            ("output", "directory"),
+            ("output", "runs"),
+        ):
+            if content[section][key] is not None and not (key == "path" and self.data.is_hub_name):
                 content[section][key] = Path(content[section][key]).name
+        decoding = content["task"]["decoding"]
+        for part in (decoding, decoding.get("open", {})):
+            if part.get("answers_file") is not None:
+                part["answers_file"] = Path(part["answers_file"]).name
         content["backbone"]["name"] = portable_name(content["backbone"]["name"])
         return content
 

@@ -62,7 +62,9 @@ class Example:
 
     `document` is the span of characters of `source` that may be shortened when the source exceeds
     the token limit; `document_cut` says from which end. Everything else of the source (the prompt's
-    own words) is never cut. `choices` holds the closed answers as the model would write them.
+    own words) is never cut. `choices` holds the closed answers as the model would write them, in the order
+    of the record's. `prompt_layout` says what of the source the decoder reads before it answers (see
+    `TaskSection.prompt_layout`).
     """
 
     record: Record
@@ -72,6 +74,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     document: tuple[int, int] | None = None
     document_cut: Literal["head", "tail"] = "tail"
+    prompt_layout: Literal["none", "src", "prev_output"] = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbone
-from bmpeft.recipe import BeamDecoding, SampleDecoding
+from bmpeft.backbones.base import AnswerSet, CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
 
 Score = Callable[[Example, str], float]
@@ -68,6 +68,9 @@ class FakeBackbone(FrozenBackbone):
     def longest_sum(self) -> int:
         raise NotImplementedError
 
+    def extend_positions(self, positions: int) -> None:
+        raise NotImplementedError
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         cut = max(0, len(example.source.split()) - max_source_length)
         return EncodedExample((0,) * min(len(example.source.split()), max_source_length), None, cut)
@@ -96,6 +99,21 @@ class FakeBackbone(FrozenBackbone):
     ) -> list[str]:
         self._record(examples)
         return [model.write(example) for example in examples]
+
+    def compile_answers(self, answers: Sequence[str]) -> AnswerSet:
+        return AnswerSet(tuple(answers))
+
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        self._record(examples)
+        return [max(answers.answers, key=lambda answer: model.score(example, f" {answer}")) for example in examples]
 
     def save_pretrained(self, directory: str | Path) -> None:
         raise NotImplementedError

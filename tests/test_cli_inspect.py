@@ -33,7 +33,7 @@ def test_json_is_one_object_with_rows_and_summary(here: Path, capsys: pytest.Cap
     assert [row["id"] for row in content["rows"]] == ["row-30", "row-31"]
     expected = question(30)
     row = content["rows"][0]
-    assert row["source"].startswith(f"<s> {' '.join(expected['question'].split())} choices: ")
+    assert row["source"] == f"<s> {' '.join(expected['question'].split())}</s>"
     assert row["target"] == f" {expected['answer']}</s>"
     assert all(token["loss"] for token in row["target_tokens"])
     assert row["options"][row["label"]] == f" {expected['answer']}"

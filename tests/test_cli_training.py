@@ -180,5 +180,7 @@ def test_predict_names_the_row_of_a_bad_file_and_writes_nothing(
 def test_the_python_of_the_readme_runs(repository: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    exec(compile(block.replace("adapters/medqa-lora", "adapters/tiny"), "README.md", "exec"), {})
+    # The adapter of these tests belongs to untrained weights.
+    block = block.replace("adapters/medqa-lora", "adapters/tiny").replace('-nano"', '-nano", init="random"')
+    exec(compile(block, "README.md", "exec"), {})
     assert "Vitamin" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -21,6 +21,8 @@ MINIMAL: dict[str, Any] = {
     "data": {"dataset": "medqa", "path": "embedded"},
     "output": {"name": "test"},
 }
+
+METHODS = "'candidates', 'beam', 'sample', 'trie', 'mixed'"
 
 
 @pytest.fixture
@@ -186,6 +188,7 @@ def recipe_contents(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(recipe_contents())
 def test_any_valid_recipe_survives_yaml_and_keeps_its_digest(content: dict[str, Any]) -> None:
     recipe = parse_recipe(content, source="my.yaml")
@@ -210,6 +213,7 @@ def test_an_unknown_key_is_refused_in_every_section(content: dict[str, Any], dat
     assert f"my.yaml: unknown key '{prefix}no_such_key'" in refusal(content)
 
 
+@settings(deadline=None)
 @given(recipe_contents())
 def test_the_stored_form_names_no_directory(content: dict[str, Any]) -> None:
     recipe = parse_recipe(content, source="my.yaml", overrides=["data.path=/home/someone/rows.jsonl"])
@@ -255,8 +259,9 @@ def test_the_digest_depends_on_every_value() -> None:
         ("evaluation.splits=[]", "my.yaml: evaluation.splits: expected at least 1 value(s), got []"),
         (
             "evaluation.controls=[majorty]",
-            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'options_only' or "
-            "'frozen_backbone'; did you mean 'majority'?",
+            "my.yaml: evaluation.controls[1]: 'majorty' is not one of 'majority', 'best_constant', 'lead_sentence', "
+            "'options_only', 'question_only', 'shuffled_images', 'classic' or 'frozen_backbone'; "
+            "did you mean 'majority'?",
         ),
         ("adaptation.target_modules=[q_proj, q_proj]", "my.yaml: adaptation.target_modules: each module at most once"),
         (
@@ -265,10 +270,13 @@ def test_the_digest_depends_on_every_value() -> None:
             "did you mean 'cosine'?",
         ),
         ("output.name=a/b", "my.yaml: output.name: 'a/b' does not fit: of the adapter: letters, digits, . _ -"),
-        ("task.decoding.num_beams=3", "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample'"),
+        (
+            "task.decoding.num_beams=3",
+            "my.yaml: task.decoding: needs `method`, one of 'candidates', 'beam', 'sample', 'trie', 'mixed'",
+        ),
         (
             "task.decoding.method=baem",
-            "my.yaml: task.decoding.method: 'baem' is not one of 'candidates', 'beam', 'sample'; did you mean 'beam'?",
+            f"my.yaml: task.decoding.method: 'baem' is not one of {METHODS}; did you mean 'beam'?",
         ),
         (
             "task.decoding={method: beam, num_beam: 3}",
@@ -309,16 +317,30 @@ def test_a_missing_section_and_more_problems_are_counted() -> None:
     ("overrides", "words"),
     [
         (["training.select_by=accuracy", "task.decoding={method: beam}"], "task.decoding.method=candidates"),
-        (["task.decoding={method: sample}"], "options_only needs task.decoding.method=candidates"),
+        (
+            ["task.decoding={method: sample}", "evaluation.controls=[options_only]"],
+            "options_only needs task.decoding.method=candidates",
+        ),
         (["data.dataset=medmcqa", "data.path=x"], "data.cop_base: medmcqa needs 0"),
         (["data.cop_base=1"], "option of medmcqa, not of medqa"),
         (["data.dataset=pubmedqa"], "data.path=embedded exists for dataset medqa"),
         (["backbone.name=./dir"], "backbone.init=random needs a size name"),
         (["data.split.validation=0.6", "data.split.test=0.5"], "must leave something to train on"),
+        (["data.max_source_length=4096"], "data.max_source_length=4096 needs backbone.max_positions=4096"),
+        (["data.max_target_length=2000", "backbone.max_positions=1999"], "there are positions for 1999"),
+        (
+            ["task.decoding={method: sample, max_new_tokens: 1025}", "evaluation.controls=[]"],
+            "task.decoding.max_new_tokens=1025 needs backbone.max_positions=1025",
+        ),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal(MINIMAL, *overrides)
+
+
+def test_long_inputs_need_and_may_use_more_positions() -> None:
+    overrides = ["backbone.max_positions=4096", "data.max_source_length=4096", "data.max_target_length=1025"]
+    assert parse_recipe(MINIMAL, source="my.yaml", overrides=overrides).backbone.max_positions == 4096
 
 
 @pytest.mark.parametrize(
@@ -352,8 +374,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_problem_in_a_list_names_the_item(tmp_path: Path) -> None:
     text = shipped_recipe("pretrain").path.read_text(encoding="utf-8")
     path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("weight: 6", "weight: -6"), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -6 is out of range: must be > 0\.0$"):
+    path.write_text(text.replace("weight: 48", "weight: -48"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -48 is out of range: must be > 0\.0$"):
         load_any_recipe(path)
     path.write_text(text.replace("obtain: PubMedQA", "obtained: PubMedQA"), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"unknown key 'corpus\[3\]\.obtained'; did you mean 'obtain'\?$"):

@@ -191,6 +191,7 @@ def backbone_identity(backbone: FrozenBackbone, *, with_images: bool) -> Backbon
         ),
         dtype=str(backbone.dtype).removeprefix("torch."),
         attention=backbone.attention,
+        max_positions=backbone.max_positions,
     )
 
 
@@ -260,15 +261,15 @@ def remembered_backbone(artifact: Artifact) -> BackboneSection:
             f"adapter {artifact.name} was trained on a backbone directory named {section.name!r}, which is not here: "
             f"say where it is (--backbone DIRECTORY)"
         )
-    return with_images_as_trained(artifact, section)
+    return with_settings_as_trained(artifact, section)
 
 
-def with_images_as_trained(artifact: Artifact, section: BackboneSection) -> BackboneSection:
-    """A backbone section with the adapter's image settings where it has none of its own."""
-    images = artifact.manifest.backbone.images
-    if images is None:
-        return section
-    settings = {"image_size": images.image_size, "image_mean_std": images.image_mean_std}
+def with_settings_as_trained(artifact: Artifact, section: BackboneSection) -> BackboneSection:
+    """A backbone section with the adapter's image settings and positions where it has none of its own."""
+    trained = artifact.manifest.backbone
+    settings: dict[str, Any] = {"max_positions": trained.max_positions}
+    if trained.images is not None:
+        settings |= {"image_size": trained.images.image_size, "image_mean_std": trained.images.image_mean_std}
     return section.model_copy(update={k: v for k, v in settings.items() if getattr(section, k) is None})
 
 

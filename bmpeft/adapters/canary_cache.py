@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from bmpeft import __version__
 from bmpeft.adapters import atomic
 from bmpeft.adapters.artifact import Artifact
 from bmpeft.adapters.canary import QUANTIZATION, CanaryResult
+from bmpeft.cache import cache_directory
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import FrozenBackbone
@@ -61,18 +61,6 @@ def remember(key: Mapping[str, Any], result: CanaryResult) -> None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_file(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def cache_directory() -> Path | None:
-    """Where bmpeft keeps what it can compute again; None where the user has no home."""
-    own, shared = os.environ.get("BMPEFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        if own:
-            return Path(own).expanduser()
-        # The specification of base directories has relative ones ignored.
-        return (Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache") / "bmpeft"
-    except RuntimeError:
-        return None
 
 
 def _path(key: Mapping[str, Any]) -> Path | None:

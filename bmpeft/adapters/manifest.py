@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bmpeft.datasets.leakage import Leakage
 from bmpeft.errors import ArtifactError
 from bmpeft.recipe import BackboneSection, LoraSection, TaskSection
 from bmpeft.strict_json import parse_object
@@ -59,6 +60,7 @@ class BackboneIdentity(_Part):
     images: ImagePreprocessing | None = Field(description="None where no training row had an image")
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen weights during training")
     attention: str = Field(description="attention backend during training")
+    max_positions: int | None = Field(None, description="of sources and targets, beyond those of the weights")
 
     @property
     def section(self) -> BackboneSection:
@@ -80,6 +82,7 @@ class DataOrigin(_Part):
     contaminated_rows: dict[str, int] = Field(description="split -> how many rows")
     train_rows: int = Field(description="that were trained on")
     validation_rows: int
+    leakage: Leakage | None = Field(None, description="what the other splits share with the rows trained on")
 
 
 class Limits(_Part):

@@ -114,6 +114,8 @@ def _load_arguments(manifest: Manifest) -> str:
         arguments += ['init="random"', f"init_seed={section.init_seed}"]
     if images is not None:
         arguments += [f"image_size={images.image_size}", f'image_mean_std="{images.image_mean_std}"']
+    if manifest.backbone.max_positions is not None:
+        arguments.append(f"max_positions={manifest.backbone.max_positions}")
     return ", ".join(arguments)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bmpeft.adapters import atomic
-from bmpeft.adapters.artifact import load_artifact, remembered_backbone, with_images_as_trained
+from bmpeft.adapters.artifact import load_artifact, remembered_backbone, with_settings_as_trained
 from bmpeft.errors import DataError, UsageError, did_you_mean
 from bmpeft.images import ImageFile
 from bmpeft.progress import Progress
@@ -66,7 +66,7 @@ def predict_file(
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
     questions = read_questions(input_path, task=artifact.manifest.task.name)
-    section = remembered_backbone(artifact) if backbone is None else with_images_as_trained(artifact, backbone)
+    section = remembered_backbone(artifact) if backbone is None else with_settings_as_trained(artifact, backbone)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 

@@ -41,6 +41,7 @@ def load_backbone(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     attention: Literal["auto", "eager", "sdpa"] = "auto",
     tokenizer: str | None = None,
+    max_positions: int | None = None,
     image_size: int | None = None,
     image_mean_std: Literal["half", "imagenet"] | None = None,
 ) -> Backbone:
@@ -56,6 +57,7 @@ def load_backbone(
         dtype=dtype,
         attention=attention,
         tokenizer=tokenizer,
+        max_positions=max_positions,
         image_size=image_size,
         image_mean_std=image_mean_std,
     )

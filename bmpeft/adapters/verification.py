@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmpeft.adapters.artifact import Artifact, load_artifact, remembered_backbone, with_images_as_trained
+from bmpeft.adapters.artifact import Artifact, load_artifact, remembered_backbone, with_settings_as_trained
 from bmpeft.errors import BmpeftError, UsageError
 from bmpeft.recipe import BackboneSection
 
@@ -60,7 +60,7 @@ def _backbone(artifact: Artifact, name: str | None) -> FrozenBackbone:
     if name is None:
         section = remembered_backbone(artifact)
     else:
-        section = with_images_as_trained(artifact, BackboneSection(name=name))
+        section = with_settings_as_trained(artifact, BackboneSection(name=name))
     if name is None and "/" in section.name and not Path(section.name).is_dir():
         raise UsageError(
             f"its backbone is {section.name!r} on the hub, which is not asked unless you say so (--backbone NAME)"

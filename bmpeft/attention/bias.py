@@ -33,6 +33,8 @@ class Layout:
         max_positions: distance at which the last token bucket ends (1,024 in the published checkpoints).
         query_offset: index of the first query in the whole sequence: 0, or, in cached decoding, the
             number of positions that came before.
+        text_positions: [1 or B, L] int64, position of each text token, where that is not its index: in a
+            token tree it is the depth. Queries and keys are the same tokens then, and there is no image.
     """
 
     image_ids: Tensor | None = None
@@ -40,6 +42,7 @@ class Layout:
     image_bucket_size: int = 42
     max_positions: int = 1024
     query_offset: int = 0
+    text_positions: Tensor | None = None
 
     @property
     def num_image(self) -> int:
@@ -87,17 +90,22 @@ class PositionBias:
         return bias
 
     def _token_block(self, num_queries: int, num_keys: int) -> Tensor:
-        """[1, H, text queries, text keys]: the token table at every distance query - key."""
+        """[1 or B, H, text queries, text keys]: the token table at every distance query - key."""
         assert self.token_table is not None
         layout, device = self.layout, self.token_table.device
         first_query = max(layout.query_offset - layout.num_image, 0)
         text_queries = num_queries - max(layout.num_image - layout.query_offset, 0)
         text_keys = num_keys - layout.num_image
-        queries = torch.arange(first_query, first_query + text_queries, device=device)
-        distance = queries[:, None] - torch.arange(text_keys, device=device)[None, :]
-        longest = max(first_query + text_queries, text_keys)
+        if layout.text_positions is None:
+            queries = torch.arange(first_query, first_query + text_queries, device=device)[None]
+            keys = torch.arange(text_keys, device=device)[None]
+        else:
+            queries = keys = layout.text_positions
+        distance = queries[:, :, None] - keys[:, None, :]
+        # One table serves all lengths up to max_positions: in cached decoding the length changes at every token.
+        longest = max(first_query + text_queries, text_keys, layout.max_positions)
         buckets = token_bucket(longest, layout.token_bucket_size, layout.max_positions).to(device)
-        return self.token_table[:, buckets[distance + longest - 1]][None]
+        return self.token_table[:, buckets[distance + longest - 1]].transpose(0, 1)
 
     def _image_block(self, table: Tensor, num_queries: int) -> Tensor:
         """[1 or B, H, image queries, P]: the image table at every pair of patches."""

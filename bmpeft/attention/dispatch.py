@@ -36,6 +36,7 @@ def attention(
     key_padding_mask: Tensor | None = None,
     causal: bool = False,
     segment_ids: tuple[Tensor, Tensor] | None = None,
+    visible_until: Tensor | None = None,
     dropout: float = 0.0,
     scale: float,
     head_scale: Tensor | None = None,
@@ -51,6 +52,8 @@ def attention(
         key_padding_mask: [B, Lk] boolean, true for real keys.
         causal: a query sees keys up to its own index (`bias.layout.query_offset` counted).
         segment_ids: ([B, Lq], [B, Lk]) integers of packed rows; a query sees its own segment.
+        visible_until: [1 or B, Lk] int64; only queries of a smaller index see the key. With `causal` this is a
+            token tree in depth-first order: a token is seen by its descendants, which end at that index.
         dropout: probability, applied to the attention probabilities.
         scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
         head_scale: [H] or None, multiplies each head's output (NormFormer).
@@ -70,6 +73,7 @@ def attention(
         key_padding_mask=key_padding_mask,
         causal=causal,
         segment_ids=segment_ids,
+        visible_until=visible_until,
         dropout=dropout,
         scale=scale,
     )

@@ -18,6 +18,7 @@ def eager_attention(
     key_padding_mask: Tensor | None,
     causal: bool,
     segment_ids: tuple[Tensor, Tensor] | None,
+    visible_until: Tensor | None,
     dropout: float,
     scale: float,
 ) -> Tensor:
@@ -34,6 +35,7 @@ def eager_attention(
         key_padding_mask=key_padding_mask,
         causal=causal,
         segment_ids=segment_ids,
+        visible_until=visible_until,
     )
     if visible is None:
         probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)

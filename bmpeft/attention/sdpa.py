@@ -18,6 +18,7 @@ def sdpa_attention(
     key_padding_mask: Tensor | None,
     causal: bool,
     segment_ids: tuple[Tensor, Tensor] | None,
+    visible_until: Tensor | None,
     dropout: float,
     scale: float,
 ) -> Tensor:
@@ -30,6 +31,7 @@ def sdpa_attention(
         key_padding_mask=key_padding_mask,
         causal=causal,
         segment_ids=segment_ids,
+        visible_until=visible_until,
     )
     matrix = bias.materialize(query.shape[2], key.shape[2])
     if matrix is None:
@@ -42,6 +44,7 @@ def sdpa_attention(
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
     )
-    if visible is not None and (key_padding_mask is not None or segment_ids is not None):
+    may_see_nothing = any(mask is not None for mask in (key_padding_mask, segment_ids, visible_until))
+    if visible is not None and may_see_nothing:
         output = output.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
     return output

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from bmpeft.recipe import BeamDecoding, SampleDecoding
+    from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class EncodedExample:
         document_tokens_cut: tokens of the document that did not fit the limit.
         image: the image in front of the text.
         image_patches: positions that it takes in the encoder.
+        decoder_prefix: what the decoder reads between its start token and the answer; its tokens carry no loss.
     """
 
     input_ids: tuple[int, ...]
@@ -39,6 +40,7 @@ class EncodedExample:
     document_tokens_cut: int = 0
     image: ImageReference | None = None
     image_patches: int = 0
+    decoder_prefix: tuple[int, ...] = ()
 
     @property
     def source_length(self) -> int:
@@ -54,6 +56,13 @@ class CandidateScores:
     lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class AnswerSet:
+    """Answers that a backbone has compiled for its constrained search; a family may add what it needs."""
+
+    answers: tuple[str, ...]
+
+
 class FrozenBackbone(ABC):
     """A pretrained model with its tokenizer; no parameter of it requires a gradient.
 
@@ -65,6 +74,7 @@ class FrozenBackbone(ABC):
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
         attention: the resolved attention backend ("eager", "sdpa").
         image_processor: what makes pixels of images; None where it reads no images.
+        max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
     """
 
@@ -88,6 +98,7 @@ class FrozenBackbone(ABC):
         self.fingerprint, self.tokenizer_digest = fingerprint, tokenizer_digest
         self.attention = attention
         self.image_processor = image_processor
+        self.max_positions: int | None = None
         self.model.requires_grad_(False)
         self.model.eval()
 
@@ -110,6 +121,14 @@ class FrozenBackbone(ABC):
         """Products that the widest of these blocks' linear layers adds up for one value."""
 
     @abstractmethod
+    def extend_positions(self, positions: int) -> None:
+        """Take longer sources and targets; the outputs for all others, and the fingerprint, stay as they are.
+
+        Raises:
+            BackboneError: the weights have more positions than that.
+        """
+
+    @abstractmethod
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """Token ids of an example; cuts its document, never the prompt's own words. Its image is not read yet.
 
@@ -124,7 +143,7 @@ class FrozenBackbone(ABC):
         Returns:
             `input_ids` [B, L], `attention_mask` [B, L]; where one has an image, `pixel_values` [B, 3, S, S] float32
             (zeros in a row without one) and `pixel_mask` [B] boolean; where all have labels, `labels` [B, T] (-100
-            ignored).
+            ignored) and, where any decoder reads a prefix, `decoder_input_ids` [B, T].
 
         Raises:
             ImageError: an image cannot be read; names its file.
@@ -149,6 +168,29 @@ class FrozenBackbone(ABC):
         max_source_length: int,
     ) -> list[str]:
         """Free text for every example."""
+
+    @abstractmethod
+    def compile_answers(self, answers: Sequence[str]) -> AnswerSet:
+        """A set of answers for `choose`, made once and used for any number of batches.
+
+        Raises:
+            UsageError: an answer that the backbone cannot write; named by its number, from 1.
+        """
+
+    @abstractmethod
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        """One of the answers for every example, by a search that can write nothing else.
+
+        Answers are written with a space before them, as BiomedGPT was pretrained, and returned without it.
+        """
 
     @abstractmethod
     def save_pretrained(self, directory: str | Path) -> None:

@@ -52,6 +52,8 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
     else:
         names = [PREFIX + size for size in SIZES]
         raise BackboneError(f"backbone {section.name!r}: no such directory{did_you_mean(section.name, names)}")
+    if section.max_positions is not None:
+        backbone.extend_positions(section.max_positions)
     backbone.model.to(device=device, dtype=_dtype(section.dtype, device))  # type: ignore[call-arg]  # an untyped wrapper
     return backbone
 

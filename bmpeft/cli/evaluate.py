@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from bmpeft.cli.options import ADAPTER_HELP, Json, Overrides, Quiet, adapter_directory
-from bmpeft.cli.output import plain, print_card, print_json, work
+from bmpeft.cli.output import plain, print_card, print_json, print_rows, work
+from bmpeft.errors import UsageError
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="An adapter's directory, or a recipe.")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", show_default=False, help="An adapter's directory, or a recipe.")
+    ] = None,
     overrides: Overrides = None,
     adapter: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="With a recipe: the adapter; default: the one it trains.")
@@ -20,10 +23,27 @@ def evaluate(
     split: Annotated[list[str] | None, typer.Option(metavar="SPLIT", help="Instead of the recipe's splits.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="ROWS", help="At most so many rows of a split.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Put the scores into the adapter.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Answer all rows again, also those whose answers are kept.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with plots and the worst rows: patients' texts.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", show_default=False, help="Two measured adapters instead: which is better?"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure an adapter and print its scores."""
+    """Measure an adapter and print its scores, or compare two that were measured."""
+    if compare is not None:
+        if target is not None or html is not None:
+            raise UsageError("--compare takes two adapters, and neither a target nor --html")
+        _compare(adapter_directory(compare[0]), adapter_directory(compare[1]), as_json)
+        return
+    if target is None:
+        raise UsageError("eval needs a TARGET, an adapter's directory or a recipe, or --compare A B")
     with work(quiet) as progress:
         from bmpeft.evaluation.command import evaluate_target
 
@@ -34,12 +54,23 @@ def evaluate(
             splits=split or [],
             limit=limit,
             save=save,
+            fresh=fresh,
+            page=html,
             progress=progress,
         )
     if as_json:
         print_json(plain(card))
     else:
         print_card(card)
+
+
+def _compare(first: Path, second: Path, as_json: bool) -> None:
+    from bmpeft.evaluation.compare import as_rows, compare
+
+    rows = as_rows(compare(first, second))
+    if not as_json:
+        rows = [{name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows]
+    print_rows("comparisons", rows, as_json)
 
 
 def predict(

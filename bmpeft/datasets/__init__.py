@@ -1,6 +1,6 @@
 """Readers of published distributions: files -> records.
 
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     dataset.splits["train"][0].question
 
 A new dataset is one file here and one line in `registry.py`; docs/adding_a_dataset.md shows one.

@@ -59,7 +59,7 @@ def find_contamination(records: Sequence[Record]) -> Contamination | None:
         hits = {
             i
             for i, record in enumerate(records)
-            if fingerprint_of(record, with_options=evaluation_set.with_options) in known
+            if record.question and fingerprint_of(record, with_options=evaluation_set.with_options) in known
         }
         if hits:
             names.append(evaluation_set.name)

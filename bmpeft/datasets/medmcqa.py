@@ -15,16 +15,17 @@ no label is refused.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmpeft.datasets.base import DatasetInfo, Identities, LoadedDataset, Row, assemble, read_rows
-from bmpeft.datasets.multiple_choice import add_validation, divide_all, question_record, read_files
-from bmpeft.datasets.splits import describe_all, describe_validation
+from bmpeft.datasets.base import DatasetInfo, LoadedDataset
+from bmpeft.datasets.multiple_choice import question_record
+from bmpeft.datasets.reading import ALL, HIDDEN_TEST, Reading, Splits
+from bmpeft.datasets.rows import Row
 from bmpeft.errors import DataError
 
 if TYPE_CHECKING:
-    from bmpeft.recipe import DataSection
     from bmpeft.records import Record
 
 INFO = DatasetInfo(
@@ -35,41 +36,40 @@ INFO = DatasetInfo(
     files="a .json or .jsonl file, or a directory with train, dev and test files; and data.cop_base",
     source="github.com/medmcqa/medmcqa (cop_base 1) or the hub's openlifescienceai/medmcqa (cop_base 0)",
     reference="Pal et al. 2022, arXiv:2203.14371",
+    options=("cop_base",),
 )
 OPTION_FIELDS = ("opa", "opb", "opc", "opd")
 META_FIELDS = ("subject_name", "topic_name", "choice_type")
 ENOUGH_ROWS_TO_TELL_THE_BASE = 50
 
 
-def read(data: DataSection) -> LoadedDataset:
+def read(reading: Reading) -> LoadedDataset:
     """Read MedMCQA; see `bmpeft.datasets.base.Reader`."""
-    path = Path(data.path).expanduser()
-    base = data.cop_base
+    base = reading.data.cop_base
     if base is None:
-        raise DataError(path, "data.cop_base must say whether `cop` counts from 0 (hub's copy) or 1 (original files)")
-    splits = read_files(path, INFO, (".json", ".jsonl"), lambda file, split, ids: _parse_file(file, split, ids, base))
-    if "all" in splits:
-        if splits["all"][0].label is None:
-            raise DataError(path, "the labels of all rows are hidden (no `cop`): no training, no evaluation")
-        return assemble(INFO, divide_all(splits["all"], data.split, path), describe_all(data.split))
-    return _official(splits, data, path)
+        raise DataError(
+            reading.path, "data.cop_base must say whether `cop` counts from 0 (hub's copy) or 1 (original files)"
+        )
+    files = reading.split_files(".json", ".jsonl")
+    splits = {split: _parse_file(reading, path, split, base) for split, path in files.items()}
+    if ALL in splits and splits[ALL][0].label is None:
+        raise DataError(reading.path, "the labels of all rows are hidden (no `cop`): no training, no evaluation")
+    return reading.finish(*_official(splits))
 
 
-def _official(splits: dict[str, tuple[Record, ...]], data: DataSection, path: Path) -> LoadedDataset:
+def _official(splits: Splits) -> tuple[Splits, str]:
+    """The splits that results are published on, and how they came about."""
     method = "official"
     if "test" in splits and splits["test"][0].label is None:
-        splits["hidden_test"] = splits.pop("test")
+        splits[HIDDEN_TEST] = splits.pop("test")
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         method = "official validation as test, since the test labels are hidden"
-    if "train" in splits and "validation" not in splits and data.split.validation > 0:
-        splits = add_validation(splits, data.split, path)
-        method += f"; {describe_validation(data.split)}"
-    return assemble(INFO, splits, method)
+    return splits, method
 
 
-def _parse_file(path: Path, split: str, identities: Identities, base: int) -> tuple[Record, ...]:
-    rows = tuple(read_rows(path, INFO))
+def _parse_file(reading: Reading, path: Path, split: str, base: int) -> tuple[Record, ...]:
+    rows = tuple(reading.json_rows(path))
     hidden = [row for row in rows if row.values.get("cop") in (None, -1)]
     if hidden and len(hidden) < len(rows):
         raise hidden[0].error(
@@ -77,7 +77,7 @@ def _parse_file(path: Path, split: str, identities: Identities, base: int) -> tu
         )
     if not hidden:
         _check_base(path, rows, base)
-    return tuple(_record(row, split, identities, None if hidden else row.values["cop"] - base) for row in rows)
+    return reading.some(reading.records(rows, partial(_record, reading, split, None if hidden else base)), path)
 
 
 def _check_base(path: Path, rows: tuple[Row, ...], base: int) -> None:
@@ -100,9 +100,8 @@ def _check_base(path: Path, rows: tuple[Row, ...], base: int) -> None:
         )
 
 
-def _record(row: Row, split: str, identities: Identities, label: int | None) -> Record:
+def _record(reading: Reading, split: str, base: int | None, row: Row) -> Record:
     choices = tuple(row.text(field) for field in OPTION_FIELDS)
     meta = {key: row.values[key] for key in META_FIELDS if row.values.get(key) is not None}
-    return question_record(
-        row, split, identities, INFO, question=row.text("question"), choices=choices, label=label, meta=meta
-    )
+    label = None if base is None else row.values["cop"] - base
+    return question_record(reading, row, split, question=row.text("question"), choices=choices, label=label, meta=meta)

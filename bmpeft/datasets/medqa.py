@@ -7,17 +7,17 @@ the synthetic set that comes with the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmpeft.datasets.base import DatasetInfo, Identities, LoadedDataset, Row, assemble, json_type, read_rows
-from bmpeft.datasets.multiple_choice import LETTERS, add_validation, divide_all, question_record, read_files
-from bmpeft.datasets.splits import describe_all, describe_validation
+from bmpeft.datasets.base import DatasetInfo, LoadedDataset, assemble
+from bmpeft.datasets.multiple_choice import LETTERS, question_record
+from bmpeft.datasets.reading import Reading
+from bmpeft.datasets.rows import Row, json_type
 
 if TYPE_CHECKING:
-    from bmpeft.recipe import DataSection
     from bmpeft.records import Record
 
 INFO = DatasetInfo(
@@ -41,31 +41,15 @@ EMBEDDED_INFO = replace(
 META_FIELDS = ("meta_info", "fact", "wording", "relation")
 
 
-def read(data: DataSection) -> LoadedDataset:
+def read(reading: Reading) -> LoadedDataset:
     """Read MedQA or the embedded set; see `bmpeft.datasets.base.Reader`."""
-    if data.path == EMBEDDED:
-        return _read_embedded()
-    path = Path(data.path).expanduser()
-    splits = read_files(path, INFO, (".jsonl",), lambda file, split, ids: parse(read_rows(file, INFO), split, ids))
-    if "all" in splits:
-        return assemble(INFO, divide_all(splits["all"], data.split, path), describe_all(data.split))
-    if "train" in splits and "validation" not in splits and data.split.validation > 0:
-        splits = add_validation(splits, data.split, path)
-        return assemble(INFO, splits, f"official test; {describe_validation(data.split)}")
-    return assemble(INFO, splits, "official")
+    if reading.data.path == EMBEDDED:
+        return _read_embedded(reading)
+    files = reading.split_files(".jsonl")
+    return reading.finish(reading.by_file(files, reading.json_rows, partial(_record, reading)))
 
 
-def parse(rows: Iterable[Row], split: str, identities: Identities, *, info: DatasetInfo = INFO) -> tuple[Record, ...]:
-    """Records of MedQA-format rows.
-
-    Raises:
-        DataError: a missing or wrong field, options that are not 2 to 26 different texts with letters, an
-            answer that is not among them, or an id that was used before.
-    """
-    return tuple(_record(row, split, identities, info) for row in rows)
-
-
-def _record(row: Row, split: str, identities: Identities, info: DatasetInfo) -> Record:
+def _record(reading: Reading, split: str, row: Row) -> Record:
     question, options = row.text("question"), _options(row)
     letter = row.text("answer_idx")
     if letter not in options:
@@ -74,10 +58,9 @@ def _record(row: Row, split: str, identities: Identities, info: DatasetInfo) -> 
         raise row.error(f"'answer' is not the text of option {letter}, which 'answer_idx' names")
     meta = {key: row.values[key] for key in META_FIELDS if key in row.values}
     return question_record(
+        reading,
         row,
         split,
-        identities,
-        info,
         question=question,
         choices=tuple(options.values()),
         label=list(options).index(letter),
@@ -108,13 +91,13 @@ def _options(row: Row) -> dict[str, str]:
     return texts
 
 
-def _read_embedded() -> LoadedDataset:
+def _read_embedded(reading: Reading) -> LoadedDataset:
     from bmpeft.datasets import embedded
 
-    identities = Identities()
+    synthetic = Reading(EMBEDDED_INFO, reading.data)
     splits = {}
     for split in embedded.SPLITS:
         numbered = enumerate(embedded.rows(split), start=1)
         rows = (Row(Path(EMBEDDED) / split, number, row) for number, row in numbered)
-        splits[split] = parse(rows, split, identities, info=EMBEDDED_INFO)
+        splits[split] = synthetic.records(rows, partial(_record, synthetic, split))
     return assemble(EMBEDDED_INFO, splits, "by fact and wording, as the package ships it", synthetic=True)

@@ -7,16 +7,16 @@ a seeded hash of the PMID (`data.split.validation`; `data.split.test` is not use
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bmpeft.datasets.base import DatasetInfo, LoadedDataset, Row, assemble, json_type, missing, read_json
-from bmpeft.datasets.splits import describe_validation, divide
+from bmpeft.datasets.base import DatasetInfo, LoadedDataset
+from bmpeft.datasets.formats.json_rows import read_json
+from bmpeft.datasets.reading import Reading
+from bmpeft.datasets.rows import Row, json_type
 from bmpeft.errors import DataError
 from bmpeft.records import Record
-
-if TYPE_CHECKING:
-    from bmpeft.recipe import DataSection
 
 INFO = DatasetInfo(
     name="pubmedqa",
@@ -26,48 +26,49 @@ INFO = DatasetInfo(
     files="a directory with ori_pqal.json and test_ground_truth.json (or the path of ori_pqal.json beside it)",
     source="github.com/pubmedqa/pubmedqa (data/)",
     reference="Jin et al. 2019, arXiv:1909.06146",
+    more_tasks=("text_understanding", "summarization"),
 )
 ANSWERS = ("yes", "no", "maybe")
+PMID = "PMID"  # the key of a row, put among its values
 ROWS_FILE, TEST_FILE = "ori_pqal.json", "test_ground_truth.json"
 
 
-def read(data: DataSection) -> LoadedDataset:
+def read(reading: Reading) -> LoadedDataset:
     """Read PubMedQA; see `bmpeft.datasets.base.Reader`."""
-    path = Path(data.path).expanduser()
-    rows_file = path / ROWS_FILE if path.is_dir() else path
-    if not rows_file.exists():
-        raise missing(rows_file, INFO)
+    path = reading.path
+    rows_file = reading.exists(path / ROWS_FILE if path.is_dir() else path)
     test_file = rows_file.parent / TEST_FILE
     if not test_file.exists():
         raise DataError(
             test_file, f"not found; {rows_file.name} needs it for the official test split; from {INFO.source}"
         )
-    records = {record.id: record for record in _records(rows_file)}
-    test_ids = _test_ids(test_file, records)
-    test = tuple(record for record in records.values() if record.id in test_ids)
-    others = tuple(record for record in records.values() if record.id not in test_ids)
-    splits = divide(others, {"validation": data.split.validation}, data.split.seed, source=rows_file)
-    return assemble(INFO, {**splits, "test": test}, f"official test; {describe_validation(data.split)}")
+    rows = [Row(rows_file, n, {**_row(rows_file, n, value), PMID: pmid}) for n, pmid, value in _items(rows_file)]
+    test_ids = _test_ids(test_file, rows)
+    divided = {
+        "train": [row for row in rows if row.values[PMID] not in test_ids],
+        "test": [row for row in rows if row.values[PMID] in test_ids],
+    }
+    return reading.finish({s: reading.records(part, partial(_record, reading, s)) for s, part in divided.items()})
 
 
-def _records(path: Path) -> list[Record]:
-    rows = enumerate(_object(path).items(), start=1)
-    return [_record(Row(path, number, _row(path, number, value)), pmid) for number, (pmid, value) in rows]
+def _items(path: Path) -> list[tuple[int, str, Any]]:
+    return [(number, pmid, value) for number, (pmid, value) in enumerate(_object(path).items(), start=1)]
 
 
-def _record(row: Row, pmid: str) -> Record:
-    decision = row.text("final_decision")
-    if decision not in ANSWERS:
-        raise row.error(f"final_decision must be one of {', '.join(ANSWERS)}")
+def _record(reading: Reading, split: str, row: Row) -> Record:
+    """A question about the abstract; for summarization the abstract, whose conclusion is the summary."""
+    decision, pmid = row.one_of("final_decision", ANSWERS), row.text(PMID)
+    closed = reading.task != "summarization"
     return Record(
         id=pmid,
-        task=INFO.task,
-        split="test",
+        task=reading.task,
+        split=split,
         group=pmid,
         text=_abstract(row),
         question=row.text("QUESTION"),
-        choices=ANSWERS,
-        label=ANSWERS.index(decision),
+        choices=ANSWERS if closed else None,
+        answers=None if closed else (row.text("LONG_ANSWER"),),
+        label=ANSWERS.index(decision) if closed else None,
         licence=INFO.licence,
     )
 
@@ -87,15 +88,14 @@ def _texts(row: Row, key: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def _test_ids(path: Path, records: dict[str, Record]) -> set[str]:
-    truth = _object(path)
+def _test_ids(path: Path, rows: list[Row]) -> set[str]:
+    truth, decisions = _object(path), {row.values[PMID]: row.values.get("final_decision") for row in rows}
     for pmid, answer in truth.items():
-        if pmid not in records:
+        if pmid not in decisions:
             raise DataError(path, f"the test question {pmid} is not in {ROWS_FILE}")
-        label = records[pmid].label
-        if label is None or answer != ANSWERS[label]:
+        if answer != decisions[pmid]:
             raise DataError(path, f"the answer to test question {pmid} differs from the one in {ROWS_FILE}")
-    if len(truth) == len(records):
+    if len(truth) == len(decisions):
         raise DataError(path, f"names every question of {ROWS_FILE} as test; nothing is left to train on")
     return set(truth)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ from bmpeft.errors import DataError
 
 if TYPE_CHECKING:
     from bmpeft.recipe import SplitSection
-    from bmpeft.records import Record
+    from bmpeft.records import ImageReference, Record
 
+SPLIT_NAMES = {"train": ("train",), "validation": ("dev", "val"), "test": ("test",)}
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -30,41 +31,64 @@ def normalize_words(text: str) -> str:
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
+def split_name(text: str) -> str | None:
+    """The split that a word such as "dev" or "Training" stands for; names that begin with test stay; else None."""
+    word = text.strip().casefold()
+    if word.startswith("test"):
+        return "test" if word in ("test", "testing") else word
+    return next((split for split, words in SPLIT_NAMES.items() if word.startswith(words)), None)
+
+
 def divide(
-    records: Sequence[Record], shares: Mapping[str, float], seed: int, *, source: Path, rest: str = "train"
+    records: Sequence[Record],
+    shares: Mapping[str, float],
+    seed: int,
+    *,
+    source: Path,
+    rest: str = "train",
+    unit: str = "question",
+    key: Callable[[Record], str] = lambda record: record.group,
 ) -> dict[str, tuple[Record, ...]]:
     """Divide records by group; `shares` says which part of the groups each split gets, `rest` gets what is left.
 
     The hash of a group decides alone, so rows that are added or removed move no other row, and records
     of one group are always together. A share of 0 makes no split. The order of the rows is kept.
 
+    Args:
+        records: of all splits.
+        shares: split -> share of the groups.
+        seed: of the hash.
+        source: named in errors.
+        rest: the split of the other groups.
+        unit: what a group is, for errors.
+        key: the group of a record.
+
     Raises:
         DataError: a split that was asked for would be empty; names `source`.
     """
     members: dict[str, list[Record]] = {rest: [], **{name: [] for name, share in shares.items() if share > 0}}
+    groups = set()
     for record in records:
-        split = _split_of(record.group, shares, seed) or rest
+        group = key(record)
+        groups.add(group)
+        split = _split_of(group, shares, seed) or rest
         members[split].append(dataclasses.replace(record, split=split))
     for name, rows in members.items():
         if not rows:
-            groups = len({record.group for record in records})
             share = shares.get(name, 1.0 - sum(shares.values()))
             raise DataError(
                 source,
-                f"the {name} split would be empty: a share of {share:g} of {groups} questions; "
+                f"the {name} split would be empty: a share of {share:g} of {len(groups)} {unit}s; "
                 f"change data.split.seed or the shares (0 makes no split)",
             )
     return {name: tuple(rows) for name, rows in members.items()}
 
 
-def describe_all(split: SplitSection) -> str:
-    """How rows without an official split were divided, as it is written on score cards."""
-    return f"by question, seeded hash (seed {split.seed}, validation {split.validation:g}, test {split.test:g})"
-
-
-def describe_validation(split: SplitSection) -> str:
-    """How a validation split was taken from the official training rows."""
-    return f"validation by question, seeded hash (seed {split.seed}, validation {split.validation:g})"
+def describe(section: SplitSection, shares: Mapping[str, float], unit: str) -> str:
+    """How rows were divided, as it is written on score cards."""
+    parts = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+    what = "by" if "test" in shares else "validation by"
+    return f"{what} {unit}, seeded hash (seed {section.seed}, {parts})"
 
 
 def first_of_shuffle(records: Sequence[Record], n: int | None, seed: int) -> tuple[Record, ...]:
@@ -79,17 +103,30 @@ def first_of_shuffle(records: Sequence[Record], n: int | None, seed: int) -> tup
     return tuple(record for record in records if record.id in chosen)
 
 
+def image_digests() -> Callable[[ImageReference], str]:
+    """The digest of an image; one that several rows show is read once."""
+    known: dict[ImageReference, str] = {}
+
+    def digest_of(image: ImageReference) -> str:
+        if image not in known:
+            known[image] = image.digest
+        return known[image]
+
+    return digest_of
+
+
 def split_digest(records: Iterable[Record]) -> str:
     """SHA-256 over ids and content of a split's records, independent of their order.
 
     The content is question, text, choices, answers, label and the image's digest, with Unicode in NFKC
     and runs of white space as one space, so that line ends and re-wrapping do not change the digest.
     """
-    rows = sorted(json.dumps(_content(record), sort_keys=True, ensure_ascii=True) for record in records)
+    digest_of = image_digests()
+    rows = sorted(json.dumps(_content(record, digest_of), sort_keys=True, ensure_ascii=True) for record in records)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _content(record: Record) -> list[object]:
+def _content(record: Record, digest_of: Callable[[ImageReference], str]) -> list[object]:
     return [
         record.id,
         _plain(record.question),
@@ -97,7 +134,7 @@ def _content(record: Record) -> list[object]:
         [_plain(choice) for choice in record.choices or ()],
         [_plain(answer) for answer in record.answers or ()],
         record.label,
-        record.image.digest if record.image else None,
+        digest_of(record.image) if record.image else None,
     ]
 
 

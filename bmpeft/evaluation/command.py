@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 from bmpeft.adapters.artifact import load_artifact, update_score_card
 from bmpeft.datasets import read_dataset
 from bmpeft.datasets.medqa import EMBEDDED
+from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import UsageError, did_you_mean
-from bmpeft.evaluation.run import OnPredictions, evaluate, trained_on
+from bmpeft.evaluation.kept import RunStore, kept_directory
+from bmpeft.evaluation.page import check_page_path, write_page
+from bmpeft.evaluation.run import answers_identity, evaluate, known_leakage, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.recipe import Recipe, load_recipe, parse_recipe
 from bmpeft.recipe_store import resolve_recipe
-from bmpeft.tasks import make_task
+from bmpeft.tasks import make_task, spell_out_answers
 
 if TYPE_CHECKING:
+    from bmpeft.evaluation.split_run import MeasuredSplit
     from bmpeft.progress import Progress
 
-SECTIONS_THAT_MATTER = ("backbone", "data", "evaluation", "task")
+SECTIONS_THAT_MATTER = ("backbone", "data", "evaluation", "output", "task")
 
 
 def evaluate_target(
@@ -34,8 +38,9 @@ def evaluate_target(
     splits: Sequence[str] = (),
     limit: int | None = None,
     save: bool = False,
+    fresh: bool = False,
+    page: Path | None = None,
     progress: Progress,
-    on_predictions: OnPredictions | None = None,
 ) -> ScoreCard:
     """Measure an adapter.
 
@@ -46,8 +51,9 @@ def evaluate_target(
         splits: instead of `evaluation.splits`; names or shell patterns.
         limit: instead of `evaluation.limit`.
         save: put the card into the adapter, in place of the one that it has.
+        fresh: answer all rows again, also those whose answers are kept in the run's directory.
+        page: write an HTML page with examples there; it holds texts and images of the data.
         progress: shows the passes over the rows.
-        on_predictions: gets each split's name and the adapter's predictions.
 
     Raises:
         UsageError: no such target, no adapter, or an override that changes nothing here.
@@ -68,7 +74,13 @@ def evaluate_target(
             raise UsageError(
                 f"{directory}: no adapter there; `bmpeft train {target}` makes one, --adapter names another"
             )
-    card = _measure(directory, recipe, progress, on_predictions)
+    if page is not None:
+        check_page_path(page)
+    measured: list[MeasuredSplit] = []
+    card = _measure(directory, recipe, fresh, progress, measured)
+    if page is not None:
+        write_page(page, card, measured)
+        progress.line(f"page written to {page}; it holds texts of the data: keep it as you keep those")
     if save:
         update_score_card(directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return card
@@ -84,7 +96,8 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
     manifest = load_artifact(directory).manifest
     content = {**manifest.recipe, "task": manifest.task.model_dump(mode="json")}
     recipe = parse_recipe(content, source=str(directory), overrides=overrides)
-    if recipe.data.path != EMBEDDED and not Path(recipe.data.path).expanduser().exists():
+    here = recipe.data.path == EMBEDDED or recipe.data.is_hub_name or Path(recipe.data.path).expanduser().exists()
+    if not here:
         raise UsageError(
             f"{directory} remembers only the name of its data, {recipe.data.path!r}, and nothing of that name is here; "
             "add data.path=FILE_OR_DIRECTORY"
@@ -92,10 +105,15 @@ def _remembered_recipe(directory: Path, overrides: list[str]) -> Recipe:
     return recipe
 
 
-def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions: OnPredictions | None) -> ScoreCard:
+def _measure(
+    directory: Path, recipe: Recipe, fresh: bool, progress: Progress, measured: list[MeasuredSplit]
+) -> ScoreCard:
+    """Measure the adapter of a directory; `measured` gets each split's rows and answers."""
     artifact = load_artifact(directory)
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     task = make_task(recipe.task, recipe.data.dataset)
+    train = first_of_shuffle(dataset.splits.get("train", ()), recipe.data.train_rows, recipe.data.split.seed)
+    task = make_task(spell_out_answers(task, train), recipe.data.dataset)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
 
@@ -112,7 +130,12 @@ def _measure(directory: Path, recipe: Recipe, progress: Progress, on_predictions
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
+            leakage=known_leakage(artifact.manifest.data, dataset),
             without_adapter=lambda: backbone.model_with(None),
             progress=progress,
-            on_predictions=on_predictions,
+            train_records=train,
+            store=RunStore(
+                kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone), fresh=fresh
+            ),
+            on_split=measured.append,
         )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from bmpeft.adapters.artifact import ArtifactSummary, BrokenArtifact, list_artifacts
-from bmpeft.evaluation.score_card import ScoreCard
+from bmpeft.errors import BmpeftError
+from bmpeft.evaluation.score_card import read_card
 
 
 def adapter_rows(root: str | Path) -> list[dict[str, Any]]:
@@ -34,9 +33,9 @@ def _row(artifact: ArtifactSummary | BrokenArtifact) -> dict[str, Any]:
     if manifest.score_card is None:
         return row
     try:
-        card = ScoreCard.model_validate(manifest.score_card)
-    except ValidationError as error:
-        return {**row, "problem": f"its score card cannot be read: {error.errors()[0]['msg']}"}
+        card = read_card(manifest.score_card)
+    except BmpeftError as error:
+        return {**row, "problem": str(error)}
     first, metric = card.results[0], card.results[0].metrics[0]
     score = f"{first.split} {metric.name} {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
     return {**row, "score": score, "remarks": "; ".join(card.remarks)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, computed_field
 
+from bmpeft.datasets.leakage import Leakage
+from bmpeft.errors import BmpeftError
 from bmpeft.recipe import portable_name
 
 if TYPE_CHECKING:
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
 
     from bmpeft.backbones.base import FrozenBackbone
     from bmpeft.datasets import LoadedDataset
+
+
+SCHEMA_VERSION = 2
 
 
 class CardPart(BaseModel):
@@ -51,6 +57,7 @@ class Control(CardPart):
     name: str
     metrics: tuple[Metric, ...] = Field(min_length=1)
     difference: Difference
+    note: str | None = Field(None, description="what it was made with")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -66,6 +73,14 @@ class Truncation(CardPart):
     document_tokens_cut: int
 
 
+class Part(CardPart):
+    """The deciding metric on some of the rows: those of one answer type, or with sources of a length in tokens."""
+
+    by: Literal["answer type", "source length"]
+    name: str
+    metric: Metric
+
+
 class SplitResult(CardPart):
     """The figures of one split. The first metric decides comparisons."""
 
@@ -78,6 +93,14 @@ class SplitResult(CardPart):
     truncation: Truncation
     seconds: float = Field(description="of the model's own answers, controls not included")
     rows_per_second: float
+    groups: int | None = Field(
+        None, description="groups (patients, images ...) of the rows, which the bootstrap draws; None: it draws rows"
+    )
+    parts: tuple[Part, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="of fixed labels: rows [right][given], labels in the order of the data set, without names"
+    )
+    absent: tuple[str, ...] = Field((), description="metrics that could not be measured here, and why")
 
 
 class BackboneStamp(CardPart):
@@ -126,12 +149,12 @@ class TrainedOn(CardPart):
 
 
 class ScoreCard(CardPart):
-    """One evaluation; may cover several splits."""
+    """One evaluation; may cover several splits. Schema 2 has what 1 has, and parts, groups, confusion, absent, note."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     task: str
     prompt: str
-    decoding: dict[str, str | int | float]
+    decoding: dict[str, JsonValue]
     dataset: str
     synthetic: bool
     split_method: str
@@ -140,6 +163,7 @@ class ScoreCard(CardPart):
     backbone: BackboneStamp
     adapter: str | None
     trained_on: TrainedOn | None
+    leakage: Leakage | None = Field(None, description="what these splits share with training rows; None: not known")
     max_source_length: int
     seed: int
     bootstrap_samples: int
@@ -155,6 +179,8 @@ class ScoreCard(CardPart):
         if self.trained_on is not None:
             own = [r.split for r in self.results if r.split_digest == self.trained_on.split_digest]
             remarks += [f"{split} holds the rows that the adapter was trained on" for split in own]
+        if self.leakage is not None:
+            remarks += [f"leakage accepted: {overlap.line()}" for overlap in self.leakage.leaks]
         if self.synthetic:
             remarks.append("synthetic data")
         if self.backbone.init == "random":
@@ -166,6 +192,23 @@ class ScoreCard(CardPart):
         return tuple(remarks)
 
 
+def read_card(content: Mapping[str, Any]) -> ScoreCard:
+    """A card from its JSON, of this schema or an older one.
+
+    Raises:
+        BmpeftError: it is of a newer schema, or no card; one line without its source, which the caller knows.
+    """
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BmpeftError(f"its score card has schema {version}; this bmpeft reads up to {SCHEMA_VERSION}: upgrade it")
+    try:
+        return ScoreCard.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise BmpeftError(f"its score card cannot be read: {key}: {first['msg']}") from None
+
+
 def _share(trained_on: TrainedOn) -> str:
     if trained_on.contaminated_rows is None or trained_on.rows is None:
         return ""
@@ -175,9 +218,15 @@ def _share(trained_on: TrainedOn) -> str:
 def to_markdown(card: ScoreCard) -> str:
     """The card as Markdown; the first line holds the remarks."""
     lines = [f"**Remarks:** {'; '.join(card.remarks) or 'none'}", ""]
-    lines += ["| " + " | ".join(_HEADINGS) + " |", "|---|---|---|---|---:|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(card)]
-    lines += ["", *(f"- {name}: {value}" for name, value in _notes(card))]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|---:|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in card_rows(card)]
+    parts = part_rows(card)
+    if parts:
+        lines += ["", "| " + " | ".join(PART_HEADINGS) + " |", "|---|---|---|---|---:|"]
+        lines += ["| " + " | ".join(row) + " |" for row in parts]
+    for result in card.results:
+        lines += _confusion_lines(result)
+    lines += ["", *(f"- {name}: {value}" for name, value in card_notes(card))]
     return "\n".join(lines) + "\n"
 
 
@@ -187,18 +236,29 @@ def rich_table(card: ScoreCard) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*_HEADINGS, box=None, pad_edge=False, header_style="bold")
-    for row in _rows(card):
+    table = Table(*HEADINGS, box=None, pad_edge=False, header_style="bold")
+    for row in card_rows(card):
         table.add_row(*map(Text, row))
+    tables = [table]
+    if parts := part_rows(card):
+        tables.append(Table(*PART_HEADINGS, box=None, pad_edge=False, header_style="bold"))
+        for part in parts:
+            tables[-1].add_row(*map(Text, part))
     remarks = Text("; ".join(card.remarks) or "no remarks", style="bold yellow" if card.remarks else "green")
-    notes = Text("\n".join(f"{name}: {value}" for name, value in _notes(card)), style="dim")
-    return Group(remarks, table, notes)
+    notes = Text("\n".join(f"{name}: {value}" for name, value in card_notes(card)), style="dim")
+    return Group(remarks, *tables, notes)
 
 
-_HEADINGS = ("split", "who", "metric", "value [95 %]", "n", "model minus control [95 %]")
+HEADINGS = ("split", "who", "metric", "value [95 %]", "n", "model minus control [95 %]")
 
 
-class _TableRow(NamedTuple):
+PART_HEADINGS = ("split", "rows", "metric", "value [95 %]", "n")
+_MOST_LABELS_SHOWN = 12
+
+
+class TableRow(NamedTuple):
+    """One line of a card's table; columns as in `HEADINGS`."""
+
     split: str
     who: str
     metric: str
@@ -207,7 +267,7 @@ class _TableRow(NamedTuple):
     difference: str
 
 
-def _rows(card: ScoreCard) -> list[_TableRow]:
+def card_rows(card: ScoreCard) -> list[TableRow]:
     """The model's metrics and then each control's, split by split; only new split and system names are written."""
     rows = []
     for result in card.results:
@@ -220,7 +280,7 @@ def _rows(card: ScoreCard) -> list[_TableRow]:
             for i, metric in enumerate(metrics):
                 first = who == model and i == 0
                 rows.append(
-                    _TableRow(
+                    TableRow(
                         result.split if first else "",
                         who if i == 0 else "",
                         metric.name,
@@ -232,7 +292,30 @@ def _rows(card: ScoreCard) -> list[_TableRow]:
     return rows
 
 
-def _notes(card: ScoreCard) -> list[tuple[str, str]]:
+def part_rows(card: ScoreCard) -> list[tuple[str, str, str, str, str]]:
+    """The deciding metric on parts of the rows, split by split; columns as in `PART_HEADINGS`."""
+    return [
+        (result.split, f"{part.by} {part.name}", part.metric.name, _interval(part.metric), f"{part.metric.n:,}")
+        for result in card.results
+        for part in result.parts
+    ]
+
+
+def _confusion_lines(result: SplitResult) -> list[str]:
+    """The confusion matrix as Markdown; labels are numbered, since their names are the data set's."""
+    if result.confusion is None or len(result.confusion) > _MOST_LABELS_SHOWN:
+        return []
+    labels = [str(number) for number in range(len(result.confusion))]
+    heading = f"| {result.split}: right label | " + " | ".join(f"given {label}" for label in labels) + " |"
+    rows = (
+        f"| {label} | " + " | ".join(f"{n:,}" for n in row) + " |"
+        for label, row in zip(labels, result.confusion, strict=True)
+    )
+    return ["", heading, "|---|" + "---:|" * len(labels), *rows]
+
+
+def card_notes(card: ScoreCard) -> list[tuple[str, str]]:
+    """What the figures were made with: name and text of each note."""
     backbone, trained_on = card.backbone, card.trained_on
     random = f", random weights (seed {backbone.init_seed})" if backbone.init == "random" else ""
     notes = [
@@ -246,11 +329,18 @@ def _notes(card: ScoreCard) -> list[tuple[str, str]]:
     if trained_on is not None:
         rows = "" if trained_on.rows is None else f", {trained_on.rows:,} rows"
         notes.append(("trained on", f"{trained_on.dataset}{rows}, digest {trained_on.split_digest[:12]}"))
+    if card.leakage is not None:
+        notes.append(("overlap with training rows", "; ".join(card.leakage.lines()) or "none found"))
+    elif trained_on is not None:
+        notes.append(("overlap with training rows", "not known: not the splits that the adapter was trained beside"))
     for result in card.results:
         parts = (
             f"{result.n:,} of {result.rows:,} rows, digest {result.split_digest[:12]}",
             f"{_cut(result.truncation)} (limit {card.max_source_length})",
             f"{result.rows_per_second:,.1f} rows/s",
+            f"intervals over {'rows' if result.groups is None else f'{result.groups:,} groups of rows'}",
+            *(f"control {control.name}: {control.note}" for control in result.controls if control.note),
+            *result.absent,
         )
         notes.append((result.split, "; ".join(parts)))
     return [*notes, ("seed", f"{card.seed}, {card.bootstrap_samples:,} bootstrap samples")]

@@ -39,12 +39,12 @@ class Template:
         return Rendered(text, spans)
 
 
-def parse_template(prompt: str, *, allowed: tuple[str, ...], required: str) -> Template:
+def parse_template(prompt: str, *, allowed: tuple[str, ...], required: str | None) -> Template:
     """Parse a prompt.
 
     Raises:
         UsageError: an unknown placeholder, a brace that belongs to none, a placeholder that occurs twice,
-            or no `required` one.
+            or no `required` one, if there is to be any.
     """
     parts = _PLACEHOLDER.split(prompt)
     literals, names = tuple(parts[::2]), tuple(parts[1::2])
@@ -55,6 +55,6 @@ def parse_template(prompt: str, *, allowed: tuple[str, ...], required: str) -> T
             raise UsageError(f"task.prompt: the placeholder {{{name}}} may occur only once")
     if any("{" in literal or "}" in literal for literal in literals):
         raise UsageError("task.prompt: a brace without its partner; placeholders have the form {question}")
-    if required not in names:
+    if required is not None and required not in names:
         raise UsageError(f"task.prompt: the placeholder {{{required}}} is missing")
     return Template(literals, names)

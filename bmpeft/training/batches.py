@@ -77,8 +77,8 @@ class EncodedDataset(Dataset[EncodedExample]):
         return len(self.examples)
 
     def lengths(self) -> list[int]:
-        """Positions that each row takes: image patches, tokens of source and target."""
-        return [example.source_length + len(example.labels or ()) for example in self.examples]
+        """Positions that each row takes: image patches, tokens of source, decoder prefix and target."""
+        return [row.source_length + len(row.decoder_prefix) + len(row.labels or ()) for row in self.examples]
 
     @property
     def has_images(self) -> bool:

@@ -56,7 +56,7 @@ class InspectedRow:
         id: of the record; of a pretraining mixture, the row's number.
         source: what the encoder reads.
         source_tokens: its length. None of these tokens carries loss.
-        target: what the decoder is to write.
+        target: what the decoder is to write, behind the prefix that it reads (see `task.prompt_layout`).
         target_tokens: the same, token by token.
         options: the closed answers as the model would write them; None for open ones.
         label: index of the right one among `options`, from 0.
@@ -145,7 +145,7 @@ def inspect(recipe: Recipe | PretrainRecipe, *, split: str, rows: int, progress:
 
 
 def _of_dataset(recipe: Recipe, split: str, progress: Progress) -> tuple[FrozenBackbone, _Split]:
-    dataset = read_dataset(recipe.data)
+    dataset = read_dataset(recipe.data, recipe.task.name)
     if split not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split {split!r}{did_you_mean(split, dataset.splits)}")
     records = dataset.splits[split]
@@ -221,7 +221,7 @@ def _shown_rows(backbone: FrozenBackbone, split: _Split, count: int) -> tuple[In
     rows = []
     for (identity, example, row), (input_ids, mask, labels) in zip(named, tensors, strict=True):
         source = input_ids[mask.bool()].tolist()
-        target = _target_tokens(backbone, row.labels or (), labels.tolist())
+        target = _target_tokens(backbone, (*row.decoder_prefix, *(row.labels or ())), labels.tolist())
         rows.append(
             InspectedRow(
                 id=identity,

@@ -23,14 +23,16 @@ from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
+from bmpeft.datasets.leakage import Leakage, find_leakage, images_in, require_no_leakage
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
-from bmpeft.evaluation.run import evaluate, trained_on
+from bmpeft.evaluation.kept import RunStore, kept_directory
+from bmpeft.evaluation.run import answers_identity, check_evaluation, evaluate, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
-from bmpeft.tasks import Task, make_task, predict_examples
+from bmpeft.tasks import Task, make_task, predict_examples, spell_out_answers
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import (
     EvaluationSchedule,
@@ -62,6 +64,7 @@ class TrainOutcome:
     summary: TrainingSummary
     untrained_backbone: bool
     contamination: str | None
+    leakage: Leakage
 
     @property
     def seconds(self) -> float:
@@ -90,11 +93,14 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     require_room(directory.parent, _ROOM_AT_START)
     require_room(run_directory.parent, _ROOM_AT_START)
 
-    dataset = read_dataset(recipe.data)
-    train_records, validation_records = _training_records(recipe, dataset)
-    backbone = load_frozen_backbone(recipe.backbone)
     task = make_task(recipe.task, recipe.data.dataset)
-    origin = _origin(dataset, train_records, validation_records)
+    dataset = read_dataset(recipe.data, recipe.task.name)
+    train_records, validation_records = _training_records(recipe, dataset)
+    task = make_task(spell_out_answers(task, train_records), recipe.data.dataset)
+    check_evaluation(task, dataset, recipe.evaluation, train_records)
+    leakage = _leakage(recipe, dataset, train_records, progress)
+    backbone = load_frozen_backbone(recipe.backbone)
+    origin = _origin(dataset, train_records, validation_records, leakage)
     _announce(backbone, origin, progress)
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
@@ -131,7 +137,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         overwrite=recipe.output.overwrite,
     )
     progress.line(f"adapter written to {artifact.directory}")
-    card = _evaluate(recipe, backbone, model, task, dataset, artifact, progress)
+    card = _evaluate(recipe, backbone, model, task, dataset, train_records, artifact, leakage, progress)
     update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return TrainOutcome(
         directory=artifact.directory,
@@ -140,6 +146,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         summary=summary,
         untrained_backbone=backbone.init == "random",
         contamination=origin.contamination.get("train"),
+        leakage=leakage,
     )
 
 
@@ -154,6 +161,22 @@ def _training_records(recipe: Recipe, dataset: LoadedDataset) -> tuple[tuple[Rec
     if recipe.training.patience is not None and not validation_records:
         raise RecipeError("training.patience needs validation rows (data.split.validation)")
     return first_of_shuffle(train_records, recipe.data.train_rows, recipe.data.split.seed), validation_records
+
+
+def _leakage(recipe: Recipe, dataset: LoadedDataset, train_records: tuple[Record, ...], progress: Progress) -> Leakage:
+    """What the other splits share with the rows that are trained on; refuses a leak that the recipe does not accept."""
+    others = {split: records for split, records in dataset.splits.items() if split != "train"}
+    with progress.task("looking for leakage", total=images_in(train_records, others)) as bar:
+        leakage = find_leakage(
+            train_records,
+            others,
+            scored=match_splits(recipe.evaluation.splits, dataset.splits),
+            on_image=lambda: bar.advance(1),
+        )
+    require_no_leakage(leakage, dataset.name, accept=recipe.data.accept_leakage)
+    for line in leakage.lines():
+        progress.line(f"overlap with training rows: {line}")
+    return leakage
 
 
 def _announce(backbone: FrozenBackbone, origin: DataOrigin, progress: Progress) -> None:
@@ -315,7 +338,10 @@ def _tensorboard(trainer: SequenceTrainer, run_directory: Path, *, enabled: bool
 
 
 def _origin(
-    dataset: LoadedDataset, train_records: tuple[Record, ...], validation_records: tuple[Record, ...]
+    dataset: LoadedDataset,
+    train_records: tuple[Record, ...],
+    validation_records: tuple[Record, ...],
+    leakage: Leakage,
 ) -> DataOrigin:
     """Where the rows came from; of the training split only those count that were trained on."""
     names, counts = dict(dataset.contamination), dict(dataset.contamination_counts)
@@ -334,6 +360,7 @@ def _origin(
         contaminated_rows=counts,
         train_rows=len(train_records),
         validation_rows=len(validation_records),
+        leakage=leakage,
     )
 
 
@@ -352,7 +379,9 @@ def _evaluate(
     model: PeftModel,
     task: Task,
     dataset: LoadedDataset,
+    train_records: tuple[Record, ...],
     artifact: Artifact,
+    leakage: Leakage,
     progress: Progress,
 ) -> ScoreCard:
     """Evaluate the very model that was trained."""
@@ -367,6 +396,9 @@ def _evaluate(
             max_source_length=recipe.data.max_source_length,
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
+            leakage=leakage,
             without_adapter=model.disable_adapter,
             progress=progress,
+            train_records=train_records,
+            store=RunStore(kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone)),
         )

@@ -230,9 +230,11 @@ class SequenceTrainer(Trainer):
         assert num_items_in_batch is not None
         labels = inputs["labels"]
         bare: Any = self.backbone.model
-        decoder_input_ids = bare.prepare_decoder_input_ids_from_labels(labels)
+        decoder_input_ids = inputs.get("decoder_input_ids")
+        if decoder_input_ids is None:
+            decoder_input_ids = bare.prepare_decoder_input_ids_from_labels(labels)
         outputs = model(
-            **{name: value for name, value in inputs.items() if name != "labels"},
+            **{name: value for name, value in inputs.items() if name not in ("labels", "decoder_input_ids")},
             decoder_input_ids=self._objective.with_noise(decoder_input_ids, labels),
         )
         loss = self._objective.loss(outputs.logits, labels, step=self.state.global_step, total=num_items_in_batch)

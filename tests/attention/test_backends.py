@@ -35,7 +35,9 @@ def inputs(seed: int, batch: int, queries: int, keys: int, offset: int, dtype: t
     }
 
 
-def written_out(arguments: dict[str, Any], padding: torch.Tensor | None, causal: bool, segments: Any) -> torch.Tensor:
+def written_out(
+    arguments: dict[str, Any], padding: torch.Tensor | None, causal: bool, segments: Any, until: Any = None
+) -> torch.Tensor:
     """The definition in float64 with loops over rows, heads and queries."""
     q, k, v = (arguments[name].double() for name in ("query", "key", "value"))
     matrix = arguments["bias"].materialize(q.shape[2], k.shape[2]).double()
@@ -49,6 +51,7 @@ def written_out(arguments: dict[str, Any], padding: torch.Tensor | None, causal:
                     if (padding is None or padding[b, j])
                     and (not causal or j <= i + arguments["bias"].layout.query_offset)
                     and (segments is None or segments[0][b, i] == segments[1][b, j])
+                    and (until is None or i + arguments["bias"].layout.query_offset < until[b % len(until), j])
                 ]
                 if seen:
                     scores = arguments["scale"] * (k[b, h, seen] @ q[b, h, i]) + matrix[0, h, i, seen]
@@ -56,7 +59,7 @@ def written_out(arguments: dict[str, Any], padding: torch.Tensor | None, causal:
     return output
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), backend=st.sampled_from(sorted(BACKENDS)))
 def test_backends_equal_the_written_out_definition(data: st.DataObject, backend: str) -> None:
     seed, batch = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 3))
@@ -68,9 +71,18 @@ def test_backends_equal_the_written_out_definition(data: st.DataObject, backend:
     packed = data.draw(st.booleans())
     ids = torch.arange(keys).div(3, rounding_mode="floor").expand(batch, keys)
     segments = (ids[:, offset:], ids) if packed else None
+    ends = st.lists(st.integers(0, keys), min_size=keys, max_size=keys)
+    until = data.draw(st.none() | st.lists(ends, min_size=1, max_size=1).map(torch.tensor))
     arguments = inputs(seed, batch, queries, keys, offset, torch.float32)
-    output = attention(**arguments, key_padding_mask=padding, causal=causal, segment_ids=segments, backend=backend)
-    expected = written_out(arguments, padding, causal, segments)
+    output = attention(
+        **arguments,
+        key_padding_mask=padding,
+        causal=causal,
+        segment_ids=segments,
+        visible_until=until,
+        backend=backend,
+    )
+    expected = written_out(arguments, padding, causal, segments, until)
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
 
 

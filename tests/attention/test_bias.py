@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmpeft.attention import Layout, PositionBias
@@ -35,6 +35,7 @@ def test_token_buckets_are_constant_beyond_the_last_position() -> None:
     assert torch.equal(buckets[middle - 1023 : middle + 1024], token_bucket(1024))
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6))
 def test_image_buckets_depend_on_the_difference_of_rows_and_columns_alone(rows: int, columns: int) -> None:
     side = 6
@@ -74,6 +75,7 @@ def biases(draw: st.DrawFn) -> tuple[PositionBias, int, int]:
     return bias, length, rows * columns
 
 
+@settings(deadline=None)
 @given(case=biases())
 def test_materialised_bias_equals_its_parts_pair_by_pair(case: tuple[PositionBias, int, int]) -> None:
     bias, length, patches = case
@@ -93,6 +95,7 @@ def test_materialised_bias_equals_its_parts_pair_by_pair(case: tuple[PositionBia
             torch.testing.assert_close(matrix[0, :, i, j], expected)
 
 
+@settings(deadline=None)
 @given(case=biases(), offset=st.integers(0, 11))
 def test_new_rows_of_cached_decoding_are_the_last_rows_of_the_whole_bias(
     case: tuple[PositionBias, int, int], offset: int
@@ -106,6 +109,20 @@ def test_new_rows_of_cached_decoding_are_the_last_rows_of_the_whole_bias(
     rows = part.materialize(length - offset, length)
     assert whole is not None and rows is not None
     torch.testing.assert_close(rows, whole[:, :, offset:])
+
+
+@settings(deadline=None)
+@given(positions=st.lists(st.integers(0, 20), min_size=1, max_size=8))
+def test_tokens_of_a_tree_have_the_distances_of_their_depths(positions: list[int]) -> None:
+    table = torch.randn(2, 15, generator=torch.Generator().manual_seed(0))
+    layout = Layout(token_bucket_size=8, max_positions=21, text_positions=torch.tensor([positions, positions[::-1]]))
+    matrix = PositionBias(token_table=table, layout=layout).materialize(len(positions), len(positions))
+    assert matrix is not None and matrix.shape == (2, 2, len(positions), len(positions))
+    for row, order in enumerate((positions, positions[::-1])):
+        for i, query in enumerate(order):
+            for j, key in enumerate(order):
+                bucket = min(max(bucket_of(query - key, 8, 21), 0), 14)
+                torch.testing.assert_close(matrix[row, :, i, j], table[:, bucket])
 
 
 def test_an_empty_bias_is_none() -> None:

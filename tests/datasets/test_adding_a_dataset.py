@@ -1,4 +1,4 @@
-"""The reader in docs/adding_a_dataset.md works as it stands there."""
+"""docs/adding_a_dataset.md works as it stands there: the reader, and the recipes for one's own data."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import json
 import re
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bmpeft.datasets import registry
 from bmpeft.errors import DataError
 from bmpeft.recipe import DataSection, TaskSection
 from bmpeft.tasks import make_task
+from tests.datasets.files import png, write_csv, write_lines
+
+MOST_LINES = 25
+
+
+def blocks(repository: Path, language: str) -> list[str]:
+    text = (repository / "docs" / "adding_a_dataset.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture
 def passages(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (repository / "docs" / "adding_a_dataset.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (code,) = blocks(repository, "python")
     module = types.ModuleType("passages")
     exec(compile(code, "adding_a_dataset.md", "exec"), module.__dict__)
     monkeypatch.setitem(registry._READERS, "passages", module)
@@ -47,3 +56,30 @@ def test_it_names_the_bad_row(tmp_path: Path) -> None:
     path.write_text('{"passage": "T.", "question": "Q?", "answer": "yes"}\n{"passage": "T.", "question": "Q?"}')
     with pytest.raises(DataError, match=r"passages.jsonl, row 2: the field 'answer' is missing"):
         registry.read_dataset(DataSection(dataset="passages", path=str(path)))
+
+
+def own_files(root: Path) -> None:
+    """What the documents' recipes name."""
+    rows = [[f"Findings {n}.", f"Impression {n}.", f"patient {n // 2}"] for n in range(60)]
+    write_csv(root / "reports.csv", [["findings", "impression", "patient"], *rows])
+    for n in range(60):
+        directory = root / "radiographs" / ("ap", "pa")[n % 2]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{n}.png").write_bytes(png(n))
+    options = {"A": "one", "B": "two"}
+    write_lines(root / "questions.jsonl", [{"stem": f"Q{n}?", "options": options, "key": "B"} for n in range(60)])
+
+
+def test_the_recipes_for_own_data_read_it(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tasks = []
+    for block in blocks(repository, "yaml"):
+        assert block.count("\n") <= MOST_LINES
+        content: dict[str, Any] = yaml.safe_load(block)
+        data = DataSection.model_validate(content["data"])
+        loaded = registry.read_dataset(data, content["task"]["name"])
+        assert sum(map(len, loaded.splits.values())) == 60
+        assert list(loaded.splits) == ["train", "validation", "test"]
+        tasks.append(content["task"]["name"])
+    assert tasks == ["summarization", "image_classification", "question_answering"]

@@ -64,7 +64,7 @@ def test_without_the_ground_truth_the_missing_file_is_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"final_decision": "perhaps"}, "row 2: final_decision must be one of yes, no, maybe"),
+        ({"final_decision": "perhaps"}, "row 2: 'final_decision' must be one of yes, no, maybe"),
         ({"CONTEXTS": []}, "row 2: 'CONTEXTS' must be an array of texts that are not empty"),
         ({"CONTEXTS": ["a", 2]}, "row 2: 'CONTEXTS' must be an array of texts"),
         ({"LABELS": ["A"]}, "row 2: 'CONTEXTS' has 2 sections but 'LABELS' 1"),

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bmpeft.datasets.base import DatasetInfo, Identities, Row, find_split_files, read_json, read_rows
+from bmpeft.datasets.base import DatasetInfo
+from bmpeft.datasets.formats.json_rows import read_json, read_rows
+from bmpeft.datasets.reading import find_split_files
+from bmpeft.datasets.rows import Identities, Row
 from bmpeft.errors import DataError
 
 INFO = DatasetInfo("toy", "Toy", "question_answering", "MIT", "a .jsonl file", "example.org/toy", "Toy 2020")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import yaml
 from bmpeft.adapters.artifact import load_artifact
 from bmpeft.errors import BmpeftError, DataError, RecipeError, UsageError
 from bmpeft.evaluation.command import evaluate_target
+from bmpeft.evaluation.compare import compare
 from bmpeft.evaluation.score_card import ScoreCard
 from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe
-from bmpeft.records import Prediction
 from bmpeft.training.run import train
 from tests.training.small import small_recipe, write_questions
 
@@ -38,6 +37,12 @@ def recipe(directory: Path) -> Recipe:
 def trained(recipe: Recipe) -> tuple[Path, ScoreCard]:
     outcome = train(recipe, recipe_name="small", progress=QUIET)
     return outcome.directory, outcome.score_card
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter remembers only the name of its runs' directory: it is made in the current one."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -79,17 +84,48 @@ def test_a_recipe_names_the_adapter_that_it_trains(
 
 
 def test_other_rows_splits_and_limits_are_measured_on_demand(adapter: Path, places: list[str], tmp_path: Path) -> None:
-    seen: dict[str, Sequence[Prediction]] = {}
     card = evaluate_target(
         adapter,
         overrides=[*places, f"data.path={write_questions(tmp_path / 'more', test=9)}", "evaluation.controls=[]"],
         splits=["validation", "tes?"],
         limit=7,
         progress=QUIET,
-        on_predictions=seen.__setitem__,
     )
     assert [(r.split, r.n, r.rows) for r in card.results] == [("validation", 6, 6), ("test", 7, 9)]
-    assert {split: len(made) for split, made in seen.items()} == {"validation": 6, "test": 7}
+
+
+def test_answers_are_kept_beside_the_run_and_compared_there(
+    trained: tuple[Path, ScoreCard], adapter: Path, places: list[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"runs/small/evaluation keeps no values .* run `bmpeft eval .*` here first"):
+        compare(trained[0], adapter)
+    overrides = [*places, "evaluation.controls=[]"]
+    first = evaluate_target(adapter, overrides=overrides, progress=QUIET)
+    assert sorted(file.name for file in Path("runs/small/evaluation").iterdir()) == [
+        "test.model.answers.jsonl",
+        "test.rows.json",
+    ]
+    found = compare(trained[0], adapter)
+    assert {(c.split, c.metric, c.n) for c in found} == {
+        ("test", "accuracy/choices-sum@1", 5),
+        ("test", "accuracy/choices-mean@1", 5),
+    }
+    assert all((c.difference, c.low, c.high, c.verdict) == (0.0, 0.0, 0.0, "no sure difference") for c in found)
+    elsewhere = evaluate_target(adapter, overrides=[*overrides, "output.runs=other"], fresh=True, progress=QUIET)
+    assert elsewhere.results[0].metrics == first.results[0].metrics
+    assert Path("other/small/evaluation/test.rows.json").exists()
+    with pytest.raises(UsageError, match="are the same adapter"):
+        compare(adapter, Path("adapters/small"))
+
+
+def test_a_page_is_written_where_it_is_asked_for(adapter: Path, places: list[str]) -> None:
+    overrides = [*places, "evaluation.controls=[]"]
+    evaluate_target(adapter, overrides=overrides, page=Path("page.html"), progress=QUIET)
+    assert "In box" in Path("page.html").read_text()
+    with pytest.raises(UsageError, match="is inside the adapter small"):
+        evaluate_target(adapter, overrides=overrides, page=adapter / "page.html", progress=QUIET)
+    with pytest.raises(UsageError, match="must be a file in a directory that exists"):
+        evaluate_target(adapter, overrides=overrides, page=Path("nowhere/page.html"), progress=QUIET)
 
 
 def test_its_own_training_rows_are_remarked(adapter: Path, places: list[str]) -> None:

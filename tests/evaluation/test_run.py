@@ -13,9 +13,10 @@ from bmpeft.datasets.base import DatasetInfo, LoadedDataset, assemble
 from bmpeft.errors import BmpeftError, UsageError
 from bmpeft.evaluation.run import evaluate
 from bmpeft.evaluation.score_card import ScoreCard, SplitResult, TrainedOn
+from bmpeft.evaluation.split_run import MeasuredSplit
 from bmpeft.progress import Progress
 from bmpeft.recipe import BeamDecoding, EvaluationSection, TaskSection
-from bmpeft.records import Example, Prediction, Record
+from bmpeft.records import Example, Record
 from bmpeft.tasks import make_task
 from tests.fakes import FakeBackbone, FakeModel
 
@@ -67,10 +68,11 @@ def run(
     task: TaskSection | None = None,
     max_source_length: int = 100,
     without_adapter: Any = None,
+    progress: Progress | None = None,
     **evaluation: Any,
 ) -> ScoreCard:
     model = model or FakeModel(knowing)
-    on_predictions = evaluation.pop("on_predictions", None)
+    passed_on = {name: evaluation.pop(name) for name in ("on_split", "store", "train_records") if name in evaluation}
     section = EvaluationSection(**{"controls": ("majority", "options_only"), "bootstrap_samples": 200, **evaluation})
     return evaluate(
         backbone or FakeBackbone(model),
@@ -83,8 +85,8 @@ def run(
         seed=0,
         trained_on=trained_on,
         without_adapter=without_adapter,
-        progress=Progress(quiet=True),
-        on_predictions=on_predictions,
+        progress=progress or Progress(quiet=True),
+        **passed_on,
     )
 
 
@@ -96,11 +98,11 @@ def only(card: ScoreCard) -> SplitResult:
 def test_a_model_that_knows_beats_chance_and_needs_the_question() -> None:
     result = only(run())
     assert (result.split, result.n, result.rows) == ("test", N, N)
-    assert [m.value for m in result.metrics] == [1.0, 1.0]
+    assert [m.value for m in result.metrics[:2]] == [1.0, 1.0]
     by_name = {control.name: control for control in result.controls}
     assert by_name["options_only"].metrics[0].value == 0.25  # all equal: the first option
     assert by_name["majority"].metrics[0].value == 0.25  # position 2, the most frequent of train
-    assert by_name["majority"].metrics[0].id == "accuracy/constant@1"
+    assert by_name["majority"].metrics[0].id == "accuracy/chosen@1"
     assert all(control.beaten for control in result.controls)
     assert by_name["majority"].difference.value == 0.75
 
@@ -134,8 +136,14 @@ def test_with_fixed_labels_the_majority_is_a_label_and_macro_f1_is_measured() ->
     test, train = rows("test", [0, 1, 2, 1] * 10, labels), rows("train", [1, 1, 0], labels)
     result = only(run(toy(test, train), controls=("majority",)))
     assert result.controls[0].metrics[0].value == 0.5
-    assert [m.id for m in result.controls[0].metrics] == ["accuracy/constant@1", "macro-f1/labels@1"]
-    assert result.metrics[-1].value == 1.0
+    by_id = {metric.id: metric.value for metric in result.metrics}
+    assert [m.id for m in result.controls[0].metrics] == [
+        "accuracy/chosen@1",
+        "balanced-accuracy/labels@1",
+        "macro-f1/labels@1",
+    ]
+    assert by_id["macro-f1/labels@1"] == by_id["auroc/one-vs-rest-macro@1"] == 1.0
+    assert result.confusion == ((10, 0, 0), (0, 20, 0), (0, 0, 10))
 
 
 def test_the_majority_position_is_one_that_the_row_has() -> None:
@@ -173,10 +181,11 @@ def test_a_limit_measures_some_rows_and_says_so() -> None:
 
 
 def test_predictions_go_to_the_caller_and_not_into_the_card() -> None:
-    seen: dict[str, Sequence[Prediction]] = {}
-    card = run(on_predictions=seen.__setitem__)
-    assert [p.id for p in seen["test"]] == [f"test{n}" for n in range(N)]
-    assert all(p.adapter == "mine" for p in seen["test"])
+    seen: list[MeasuredSplit] = []
+    card = run(on_split=seen.append)
+    assert [p.id for p in seen[0].predictions] == [r.id for r in seen[0].records] == [f"test{n}" for n in range(N)]
+    assert all(p.adapter == "mine" for p in seen[0].predictions)
+    assert (seen[0].result,) == card.results
     assert "question" not in card.model_dump_json().replace("question_answering", "").replace("{question}", "")
 
 
@@ -216,8 +225,10 @@ def test_a_run_is_repeatable() -> None:
         (
             {"task": TaskSection(decoding=BeamDecoding())},
             UsageError,
-            "options_only needs task.decoding.method=candidates",
+            "options_only needs task.decoding.method=candidates; leave it out (evaluation.controls=[majority])",
         ),
+        ({"controls": ("lead_sentence",)}, UsageError, "lead_sentence is a control of summarization, not of"),
+        ({"controls": ("question_only",)}, UsageError, "question_only needs a question and an image or a text"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_model_runs(
@@ -233,9 +244,12 @@ def test_what_cannot_be_measured_is_refused_before_the_model_runs(
 def test_majority_needs_training_rows() -> None:
     dataset = toy()
     alone = dataclasses.replace(dataset, splits={"test": dataset.splits["test"]})
-    with pytest.raises(UsageError, match="majority needs a train split, but toy has only test; leave it out"):
+    with pytest.raises(
+        UsageError, match="majority needs a train split with answers, and there is none here; leave it out"
+    ):
         run(alone)
     assert only(run(alone, controls=("options_only",))).controls
+    assert [control.name for control in only(run(alone, adapter=None, controls=None)).controls] == ["options_only"]
 
 
 def test_open_answers_are_measured_by_text() -> None:
@@ -268,3 +282,40 @@ def test_the_card_carries_what_it_was_made_with() -> None:
     assert card.decoding == {"method": "candidates", "normalization": "sum"}
     assert {"bmpeft", "torch", "python"} <= card.versions.keys()
     assert card.remarks[:2] == ("synthetic data", "untrained backbone")
+
+
+def test_rows_of_one_group_are_drawn_together() -> None:
+    """Each question twice: half as many observations, and an interval that is wider by the root of two."""
+    alone = rows("test", [n % 4 for n in range(40)])
+    twice = tuple(dataclasses.replace(row, id=f"{row.id}-{n}") for row in alone for n in (1, 2))
+    model = FakeModel(lambda example, choice: 0.0)
+    one, two = (only(run(toy(test), model, controls=())) for test in (alone, twice))
+    assert (one.groups, two.groups) == (None, 40)
+    assert two.metrics[0].low == pytest.approx(one.metrics[0].low, abs=0.02)
+    assert two.metrics[0].high == pytest.approx(one.metrics[0].high, abs=0.02)
+
+
+def test_the_deciding_metric_is_told_apart_by_source_length() -> None:
+    short = rows("test", [0] * 10)
+    long = tuple(dataclasses.replace(row, id=f"long-{row.id}", question="word " * 70) for row in short)
+    parts = only(run(toy((*short, *long)), FakeModel(lambda example, choice: -len(example.source.split()) % 2))).parts
+    assert [(part.by, part.name, part.metric.n) for part in parts] == [
+        ("source length", "1-32", 10),
+        ("source length", "65-128", 10),
+    ]
+    assert {part.metric.id for part in parts} == {"accuracy/choices-sum@1"}
+
+
+def test_controls_learn_from_the_rows_that_the_adapter_was_trained_on() -> None:
+    labels = ("yes", "no")
+    train = rows("train", [0] * 5 + [1] * 20, labels)
+    dataset = toy(rows("test", [0, 1] * 10, labels), train)
+    result = only(run(dataset, controls=("majority",), train_records=train[:5]))
+    assert result.metrics[0].value - result.controls[0].difference.value == 0.5
+    assert (
+        only(run(toy(rows("test", [0] * 5, labels), train), controls=("majority",), train_records=train[:5]))
+        .controls[0]
+        .metrics[0]
+        .value
+        == 1.0
+    )

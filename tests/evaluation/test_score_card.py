@@ -6,10 +6,10 @@ import io
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from rich.console import Console
 
-from bmpeft.evaluation.score_card import ScoreCard, rich_table, to_markdown
+from bmpeft.errors import BmpeftError
+from bmpeft.evaluation.score_card import ScoreCard, read_card, rich_table, to_markdown
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -18,6 +18,7 @@ def content(**changes: Any) -> dict[str, Any]:
         "name": "majority",
         "metrics": [{**metric, "value": 0.3}],
         "difference": {"value": 0.2, "low": 0.1, "high": 0.3},
+        "note": "5 of 9 training rows",
     }
     result = {
         "split": "test",
@@ -29,6 +30,12 @@ def content(**changes: Any) -> dict[str, Any]:
         "truncation": {"rows": 90, "rows_cut": 2, "document_tokens_cut": 31},
         "seconds": 3.0,
         "rows_per_second": 30.0,
+        "groups": 45,
+        "parts": [
+            {"by": "source length", "name": "1-32", "metric": {**metric, "value": 0.7, "low": 0.6, "high": 0.8, "n": 9}}
+        ],
+        "confusion": [[30, 15], [5, 40]],
+        "absent": ["METEOR is absent: it needs Java"],
     }
     card = {
         "task": "question_answering",
@@ -81,9 +88,33 @@ def test_remarks_of_a_stored_card_are_computed_not_believed() -> None:
     assert ScoreCard.model_validate(stored).remarks == ("does not beat control majority on test",)
 
 
-def test_a_card_of_another_schema_is_refused() -> None:
-    with pytest.raises(ValidationError):
-        card(schema_version=2)
+def test_a_card_of_schema_1_is_read() -> None:
+    old_content = content(schema_version=1)
+    for key in ("groups", "parts", "confusion", "absent"):
+        del old_content["results"][0][key]
+    old = read_card(old_content)
+    assert (old.results[0].groups, old.results[0].parts, old.results[0].confusion) == (None, (), None)
+    assert "intervals over rows" in to_markdown(old)
+
+
+def test_the_confusion_matrix_is_in_the_markdown_without_names() -> None:
+    assert "| 1 | 5 | 40 |" in to_markdown(card()).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema_version": 3}, "its score card has schema 3; this bmpeft reads up to 2: upgrade it"),
+        ({"schema_version": "x"}, "its score card cannot be read: schema_version: "),
+        ({"results": []}, "its score card cannot be read: results: "),
+        ({"task": None}, "its score card cannot be read: task: "),
+    ],
+)
+def test_what_is_no_card_of_ours_is_one_line(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(BmpeftError) as caught:
+        read_card(content(**changes))
+    assert str(caught.value).startswith(problem)
+    assert "\n" not in str(caught.value)
 
 
 CONTAMINATED = {
@@ -140,6 +171,11 @@ def test_without_remarks_the_first_line_says_so() -> None:
         "biomedgpt-base",
         "aaaaaaaaaaaa",
         "2,000 bootstrap samples",
+        "intervals over 45 groups of rows",
+        "source length 1-32",
+        "0.700 [0.600, 0.800]",
+        "control majority: 5 of 9 training rows",
+        "METEOR is absent: it needs Java",
     ],
 )
 def test_both_renderings_show_the_figures(shown: str) -> None:

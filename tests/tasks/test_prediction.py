@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmpeft.errors import BmpeftError
+from bmpeft.images import BytesImage
 from bmpeft.recipe import BeamDecoding, CandidatesDecoding
 from bmpeft.records import Example, Record
 from bmpeft.tasks import predict_examples
@@ -46,6 +48,27 @@ def test_batches_never_change_or_reorder_results(examples: list[Example], batch_
     assert [p.id for p in made] == [e.record.id for e in examples]
     assert sum(done) == len(examples)
     assert all(count <= batch_size for count in done)
+
+
+@settings(deadline=None)
+@given(images=st.lists(st.integers(0, 4), max_size=20), batch_size=st.integers(1, 6))
+def test_rows_with_the_same_image_are_batched_together(images: list[int], batch_size: int) -> None:
+    """An image is in more batches than it needs only where its rows do not fit into one."""
+    backbone = FakeBackbone()
+    examples = [
+        replace(example(n, words=n % 4), image=BytesImage(bytes([image])) if image else None)
+        for n, image in enumerate(images)
+    ]
+    predict_examples(
+        backbone, backbone.model, examples, CandidatesDecoding(), batch_size=batch_size, max_source_length=9
+    )
+    shown = {e.source: image for e, image in zip(examples, images, strict=True)}
+    for image in set(images) - {0}:
+        batches = sum(any(shown[source] == image for source in batch) for batch in backbone.batches)
+        needed = -(-images.count(image) // batch_size)
+        assert batches == needed or (images.count(image) > batch_size and batches == needed + 1)
+    assert sorted(source for batch in backbone.batches for source in batch) == sorted(shown)
+    assert all(0 < len(batch) <= batch_size for batch in backbone.batches)
 
 
 def test_batches_hold_rows_of_similar_length_the_longest_first() -> None:

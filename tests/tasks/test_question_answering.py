@@ -96,7 +96,7 @@ def test_rows_without_an_answer_have_no_target_but_can_be_asked() -> None:
     [
         ({"prompt": " {text} {question}"}, MCQ, "record 'q1' has no text, which the prompt asks for ({text})"),
         ({"decoding": BeamDecoding()}, OPEN, "record 'o1' has no choices, which the prompt asks for ({choices})"),
-        ({"prompt": " {question}"}, OPEN, "candidates: record 'o1' has no choices; use beam or sample"),
+        ({"prompt": " {question}"}, OPEN, "candidates: record 'o1' has no choices; use mixed, trie, beam, sample"),
     ],
 )
 def test_a_record_without_what_is_asked_for_is_named(section: dict[str, Any], record: Record, problem: str) -> None:

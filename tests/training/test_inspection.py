@@ -47,7 +47,7 @@ def dataset_of(records: Sequence[Record]) -> Iterator[None]:
         split_digests={}, contamination={}, contamination_counts={},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspection, "read_dataset", lambda data: loaded)
+        patch.setattr(inspection, "read_dataset", lambda data, task: loaded)
         patch.setattr(inspection, "load_frozen_backbone", lambda section: BACKBONE)
         yield
 

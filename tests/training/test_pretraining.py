@@ -20,7 +20,7 @@ from bmpeft.errors import DataError, UsageError
 from bmpeft.pretrain_recipe import PretrainRecipe
 from bmpeft.progress import Progress
 from bmpeft.recipe import BackboneSection
-from bmpeft.training.pretraining.corpus import read_corpus, split_at_sentences
+from bmpeft.training.pretraining.corpus import GAP, read_corpus, split_at_sentences
 from bmpeft.training.pretraining.rows import MixtureRows, mask_spans
 from bmpeft.training.pretraining.run import IMAGE_PARAMETERS, pretrain
 from bmpeft.training.pretraining.trainer import MixtureBatches
@@ -129,7 +129,7 @@ def test_the_embedded_facts_are_statements_and_never_questions(tmp_path: Path) -
         row["question"] for split in ("train", "validation", "test", "test_unknown") for row in embedded_rows(split)
     }
     assert one.texts and not asked & {*one.texts, *(gapped for gapped, _ in one.questions)}
-    filled = {gapped.replace("<mask>", answer).lower() for gapped, answer in one.questions}
+    filled = {gapped.replace(GAP, answer).lower() for gapped, answer in one.questions}
     assert filled == {text.lower() for text in one.texts} and len(one.questions) == 2 * len(one.texts)
 
 

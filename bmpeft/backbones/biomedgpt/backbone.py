@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
-from bmpeft.backbones.base import CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.backbones.base import AnswerSet, CandidateScores, EncodedExample, FrozenBackbone
+from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
 from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
+from bmpeft.backbones.biomedgpt.scoring import score_answers
+from bmpeft.backbones.biomedgpt.trie import TokenTrie, build_trie
 from bmpeft.backbones.description import BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
-from bmpeft.errors import BackboneError, BmpeftError
+from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
-from bmpeft.recipe import BeamDecoding, SampleDecoding
+from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
-
-# Logits of one decoder pass while scoring: 2^26 float32 are 256 MiB.
-MAX_LOGITS = 2**26
 
 
 class BiomedGPTBackbone(FrozenBackbone):
@@ -57,7 +59,9 @@ class BiomedGPTBackbone(FrozenBackbone):
             attention=model.config._attn_implementation,
             image_processor=processor,
         )
-        self._tokenizer_text = tokenizer.text
+        self.loaded_tokenizer = tokenizer
+        # What a directory's generation_config.json asks for would slip into every decoding.
+        model.generation_config = GenerationConfig.from_model_config(model.config)
         self._images = ImageLoader(processor)
 
     @property
@@ -71,22 +75,32 @@ class BiomedGPTBackbone(FrozenBackbone):
         config = self.model.config
         return max(config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim)
 
+    def extend_positions(self, positions: int) -> None:
+        """See `FrozenBackbone.extend_positions` and `BiomedGPTForConditionalGeneration.extend_positions`."""
+        trained = self.model.config.max_position_embeddings
+        if positions < trained:
+            raise BackboneError(f"backbone.max_positions={positions}: {self.name} has {trained} already")
+        self.model.extend_positions(positions)
+        self.max_positions = positions if positions > trained else None
+
     def encode(self, example: Example, *, max_source_length: int, max_target_length: int) -> EncodedExample:
         """bos + source + eos, and target + eos; see `FrozenBackbone.encode`."""
         ids, cut = self._source(example, max_source_length)
-        labels = None
+        prefix, labels = decoder_prefix(ids, example.prompt_layout), None
         if example.target is not None:
             labels = tuple(target_ids(self.tokenizer, example, self._within_positions(max_target_length)))
             if max(labels) >= self.model.config.code_token_start:
                 raise BmpeftError(
                     f"record {example.record.id}: image-code and location targets are not supported by this backbone"
                 )
+            self._within_positions(len(prefix) + len(labels))
         return EncodedExample(
             input_ids=ids,
             labels=labels,
             document_tokens_cut=cut,
             image=example.image,
             image_patches=0 if example.image is None else (self._images.processor.image_size // STRIDE) ** 2,
+            decoder_prefix=prefix,
         )
 
     def collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
@@ -98,34 +112,40 @@ class BiomedGPTBackbone(FrozenBackbone):
         }
         if any(example.image is not None for example in examples):
             batch["pixel_values"], batch["pixel_mask"] = self._pixels(examples)
-        labels = [torch.tensor(example.labels) for example in examples if example.labels is not None]
-        if len(labels) == len(examples):
-            batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+        answers = [(example.decoder_prefix, example.labels) for example in examples if example.labels is not None]
+        if len(answers) == len(examples):
+            batch |= self.decoder_batch(answers)
+        return batch
+
+    def decoder_batch(self, answers: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> dict[str, Tensor]:
+        """What the decoder reads and is to write, for pairs of a prefix and labels.
+
+        Returns:
+            `labels` [B, T], ignored over a prefix and the padding; where there are prefixes `decoder_input_ids`
+            [B, T], which without them are the labels behind the start token, as the model makes them.
+        """
+        labels = [torch.tensor([IGNORED_LABEL] * len(prefix) + list(ids)) for prefix, ids in answers]
+        batch = {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)}
+        if any(prefix for prefix, _ in answers):
+            config = self.model.config
+            read = [torch.tensor([config.decoder_start_token_id, *prefix, *ids[:-1]]) for prefix, ids in answers]
+            batch["decoder_input_ids"] = pad_sequence(read, batch_first=True, padding_value=config.pad_token_id)
         return batch
 
     @torch.inference_mode()
     def score_candidates(
         self, model: Any, examples: Sequence[Example], *, max_source_length: int
     ) -> list[CandidateScores]:
-        """See `FrozenBackbone.score_candidates`; all choices of all examples form one decoder batch."""
+        """See `FrozenBackbone.score_candidates` and `bmpeft.backbones.biomedgpt.scoring`."""
         runner = _without_wrapper(model)
-        encoder_outputs = runner.encoder(**self._inputs(examples, max_source_length))
-        candidates = [self._candidate_ids(example) for example in examples]
-        owner = torch.tensor([row for row, ids in enumerate(candidates) for _ in ids])
-        flat = [torch.tensor(ids) for per_example in candidates for ids in per_example]
-        sums: list[float] = []
-        for rows in self._row_chunks([len(ids) for ids in flat]):
-            labels = pad_sequence(flat[rows], batch_first=True, padding_value=IGNORED_LABEL).to(self.device)
-            logits = runner(
-                encoder_outputs=_select_rows(encoder_outputs, owner[rows].to(self.device)),
-                decoder_input_ids=runner.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            ).logits
-            losses = torch.nn.functional.cross_entropy(  # [rows, T], zero where ignored
-                logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
-            )
-            sums.extend((-losses.double().sum(dim=1)).tolist())
-        return _regroup(sums, candidates)
+        candidates = self._candidate_ids(examples)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(len(p) + max(map(len, c)) for p, c in zip(prefixes, candidates, strict=True)))
+        scores = score_answers(runner, memory, candidates, prefixes)
+        return [
+            CandidateScores(log_likelihoods=tuple(row), lengths=tuple(map(len, ids)))
+            for row, ids in zip(scores, candidates, strict=True)
+        ]
 
     @torch.inference_mode()
     def generate(
@@ -137,30 +157,46 @@ class BiomedGPTBackbone(FrozenBackbone):
         max_source_length: int,
     ) -> list[str]:
         """See `FrozenBackbone.generate`; sampling draws from `decoding.seed` and leaves other generators alone."""
-        options: dict[str, Any] = {"max_new_tokens": self._within_positions(decoding.max_new_tokens)}
-        if isinstance(decoding, BeamDecoding):
-            options |= {"num_beams": decoding.num_beams, "do_sample": False}
-            if decoding.num_beams > 1:
-                options["length_penalty"] = decoding.length_penalty
-            if decoding.no_repeat_ngram_size:
-                options["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
-        else:
-            options |= {
-                "do_sample": True,
-                "temperature": decoding.temperature,
-                "top_p": decoding.top_p,
-                "top_k": 0,
-            }
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            if isinstance(decoding, SampleDecoding):
-                torch.manual_seed(decoding.seed)
-            options |= self._inputs(examples, max_source_length)
-            ids = _without_wrapper(model).generate(**options)
+        runner = _without_wrapper(model)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(map(len, prefixes)) + decoding.max_new_tokens)
+        ids = generate_ids(runner, memory, decoding, prefixes=prefixes)
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [text.strip() for text in texts]
+
+    def compile_answers(self, answers: Sequence[str]) -> AnswerTrie:
+        """See `FrozenBackbone.compile_answers`."""
+        ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False, verbose=False)["input_ids"]
+        config = self.model.config
+        for number, row in enumerate(ids, start=1):
+            if max(row, default=config.vocab_size) >= config.code_token_start:
+                raise UsageError(f"task.decoding.answers: answer {number} has no tokens, or others than those of text")
+        ended = [[*row, config.eos_token_id] for row in ids]
+        return AnswerTrie(
+            answers=tuple(answers),
+            trie=build_trie(ended, [config.decoder_start_token_id]),
+            by_ids={tuple(row): answer for row, answer in zip(reversed(ended), reversed(answers), strict=True)},
+        )
+
+    @torch.inference_mode()
+    def choose(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        answers: AnswerSet,
+        decoding: TrieDecoding,
+        *,
+        max_source_length: int,
+    ) -> list[str]:
+        """See `FrozenBackbone.choose`."""
+        assert isinstance(answers, AnswerTrie)
+        runner = _without_wrapper(model)
+        memory, prefixes = self._encoded(runner, examples, max_source_length)
+        self._within_positions(max(map(len, prefixes)) + answers.trie.longest)
+        written = generate_ids(runner, memory, decoding, prefixes=prefixes, trie=answers.trie)
+        return [answers.by_ids[tuple(ids)] for ids in written]
 
     def trained(self, name: str, dtype: torch.dtype) -> BiomedGPTBackbone:
         """The same backbone after its weights were trained, cast to the type they are stored in: a new fingerprint."""
@@ -170,7 +206,7 @@ class BiomedGPTBackbone(FrozenBackbone):
             init="pretrained",
             init_seed=None,
             model=model,
-            tokenizer=LoadedTokenizer(self.tokenizer, self._tokenizer_text),
+            tokenizer=self.loaded_tokenizer,
             fingerprint=fingerprint_of(canonical_state(model)),
             image_processor=self.image_processor,
         )
@@ -187,7 +223,7 @@ class BiomedGPTBackbone(FrozenBackbone):
         with no_progress_bars():
             self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        (directory / "tokenizer.json").write_text(self._tokenizer_text, encoding="utf-8")
+        (directory / "tokenizer.json").write_text(self.loaded_tokenizer.text, encoding="utf-8")
         processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
         (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
         BackboneDescription(
@@ -216,57 +252,56 @@ class BiomedGPTBackbone(FrozenBackbone):
         return (self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id), cut
 
     def _within_positions(self, length: int) -> int:
-        positions = self.model.config.max_position_embeddings
+        positions = self.model.max_text_positions
         if length > positions:
-            raise BmpeftError(f"{length} tokens asked for: {self.name} has positions for {positions}")
+            raise BmpeftError(
+                f"{length} tokens asked for: {self.name} has positions for {positions} "
+                "(backbone.max_positions adds some)"
+            )
         return length
 
-    def _inputs(self, examples: Sequence[Example], max_source_length: int) -> dict[str, Tensor]:
-        encoded = [
-            EncodedExample(self._source(example, max_source_length)[0], None, image=example.image)
-            for example in examples
-        ]
-        return {name: tensor.to(self.device) for name, tensor in self.collate(encoded).items()}
+    def _encoded(
+        self, model: BiomedGPTForConditionalGeneration, examples: Sequence[Example], max_source_length: int
+    ) -> tuple[BiomedGPTEncoderOutput, list[tuple[int, ...]]]:
+        """The encoder's output for some examples, each image's patches made once, and their decoder prefixes."""
+        sources = [self._source(example, max_source_length)[0] for example in examples]
+        inputs = self.collate([EncodedExample(ids, None) for ids in sources])
+        images = dict.fromkeys(example.image for example in examples if example.image is not None)
+        if images:
+            numbers = {image: number for number, image in enumerate(images)}
+            inputs["pixel_values"] = torch.stack([torch.from_numpy(self._images.pixels(image)) for image in images])
+            # A row without an image shows any of them, masked.
+            inputs["pixel_rows"] = torch.tensor([0 if e.image is None else numbers[e.image] for e in examples])
+            inputs["pixel_mask"] = torch.tensor([example.image is not None for example in examples])
+        memory = model.encoder(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        prefixes = [decoder_prefix(ids, e.prompt_layout) for ids, e in zip(sources, examples, strict=True)]
+        return memory, prefixes
 
-    def _candidate_ids(self, example: Example) -> list[list[int]]:
-        if not example.choices:
-            raise BmpeftError(f"record {example.record.id}: no choices to score")
-        ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
-        self._within_positions(max(map(len, ids)) + 1)
-        return [[*row, self.tokenizer.eos_token_id] for row in ids]
+    def _candidate_ids(self, examples: Sequence[Example]) -> list[list[list[int]]]:
+        """Token ids of every choice of every example; choices that examples have in common are tokenized once."""
+        known: dict[tuple[str, ...], list[list[int]]] = {}
+        for example in examples:
+            if not example.choices:
+                raise BmpeftError(f"record {example.record.id}: no choices to score")
+            if example.choices not in known:
+                ids = self.tokenizer(list(example.choices), add_special_tokens=False, verbose=False)["input_ids"]
+                known[example.choices] = [[*row, self.tokenizer.eos_token_id] for row in ids]
+        return [known[example.choices or ()] for example in examples]
 
-    def _row_chunks(self, lengths: list[int]) -> Iterator[slice]:
-        """Consecutive rows whose logits stay below `MAX_LOGITS`."""
-        start, longest = 0, 0
-        for row, length in enumerate(lengths):
-            longest = max(longest, length)
-            if row > start and (row - start + 1) * longest * self.model.config.vocab_size > MAX_LOGITS:
-                yield slice(start, row)
-                start, longest = row, length
-        yield slice(start, len(lengths))
+
+@dataclass(frozen=True)
+class AnswerTrie(AnswerSet):
+    """Answers as a token tree, and which answer a row of token ids is."""
+
+    trie: TokenTrie
+    by_ids: Mapping[tuple[int, ...], str]
+
+
+def decoder_prefix(source: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """What the decoder reads after its start token, for a source of bos, text and eos; see `Example.prompt_layout`."""
+    return {"none": (), "src": source[1:], "prev_output": source[1:-1]}[layout]
 
 
 def _without_wrapper(model: Any) -> BiomedGPTForConditionalGeneration:
     """The BiomedGPT inside a peft wrapper; its layers carry the active adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _select_rows(outputs: BiomedGPTEncoderOutput, rows: Tensor) -> BiomedGPTEncoderOutput:
-    assert outputs.last_hidden_state is not None
-    assert outputs.attention_mask is not None
-    return BiomedGPTEncoderOutput(
-        last_hidden_state=outputs.last_hidden_state[rows],
-        attention_mask=outputs.attention_mask[rows],
-        image_grid=outputs.image_grid,
-    )
-
-
-def _regroup(sums: list[float], candidates: list[list[list[int]]]) -> list[CandidateScores]:
-    values = iter(sums)
-    return [
-        CandidateScores(
-            log_likelihoods=tuple(next(values) for _ in per_example),
-            lengths=tuple(len(ids) for ids in per_example),
-        )
-        for per_example in candidates
-    ]

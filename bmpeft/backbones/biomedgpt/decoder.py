@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.layers import BiomedGPTDecoderLayer
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTCache
 from bmpeft.backbones.biomedgpt.positions import PositionTables, by_bucket, extend, relative_tables, split_factor
+from bmpeft.backbones.biomedgpt.trie import TreeRows
 
 
 class BiomedGPTDecoder(nn.Module, PositionTables):
@@ -58,15 +61,68 @@ class BiomedGPTDecoder(nn.Module, PositionTables):
         hidden_states = nn.functional.dropout(embedded, self.config.dropout, self.training)
         self_bias, cross_bias = self._position_biases(past, input_ids.shape[1], encoder_positions, cache)
         padding = self._key_padding(attention_mask, past + input_ids.shape[1], cache)
+        return self._run_layers(
+            hidden_states, encoder_hidden_states, encoder_attention_mask, self_bias, cross_bias, padding, cache
+        )
+
+    def forward_trees(
+        self,
+        trees: TreeRows,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        encoder_positions: Tensor,
+        cache: BiomedGPTCache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, N, D] at every node of each row's token tree: a node sees its ancestors and itself.
+
+        Args:
+            trees: of the B rows, or one for all of them.
+            encoder_hidden_states: [B, S, D].
+            encoder_attention_mask: [B, S] boolean.
+            encoder_positions: [1, S, D] normed position embeddings of the encoder.
+            cache: gives or takes the keys and values of the encoder's output; it holds no decoder positions yet.
+        """
+        embedded = self.layernorm_embedding(self.embed_tokens(trees.input_ids))
+        hidden_states = embedded.expand(encoder_hidden_states.shape[0], -1, -1)
+        self_line, cross_line = self._position_biases(0, trees.num_positions, encoder_positions, cache)
+        self_bias = PositionBias(
+            query_factor=_at(trees.positions, self_line.query_factor),
+            key_factor=_at(trees.positions, self_line.key_factor),
+            layout=replace(self_line.layout, text_positions=trees.positions),
+        )
+        cross_bias = replace(cross_line, query_factor=_at(trees.positions, cross_line.query_factor))
+        return self._run_layers(
+            hidden_states,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            self_bias,
+            cross_bias,
+            None,
+            cache,
+            trees.visible_until,
+        )
+
+    def _run_layers(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        self_bias: PositionBias,
+        cross_bias: PositionBias,
+        key_padding_mask: Tensor | None,
+        cache: BiomedGPTCache | None,
+        visible_until: Tensor | None = None,
+    ) -> Tensor:
         for layer, token_table in zip(self.layers, self.token_rel_pos_table_list, strict=True):
             hidden_states = layer(
                 hidden_states,
                 encoder_hidden_states,
                 self_bias.with_tables(by_bucket(token_table), None),
                 cross_bias,
-                padding,
+                key_padding_mask,
                 encoder_attention_mask,
                 past_key_values=cache,
+                visible_until=visible_until,
             )
         normed: Tensor = self.layer_norm(hidden_states)
         return normed
@@ -116,3 +172,9 @@ class BiomedGPTDecoder(nn.Module, PositionTables):
         mask = attention_mask.to(torch.bool)[:, :length]
         slots = cache.self_attention_cache.get_max_length() if cache is not None and cache.is_compileable else length
         return nn.functional.pad(mask, (0, max(slots, length) - mask.shape[1]), value=False)
+
+
+def _at(positions: Tensor, factor: Tensor | None) -> Tensor:
+    """The factor of each position in [1 or B, N]: [1, H, P, R] -> [1 or B, H, N, R]."""
+    assert factor is not None
+    return factor[0][:, positions].transpose(0, 1)

@@ -53,6 +53,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        pixel_rows: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -62,14 +63,15 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         Args:
             input_ids: [B, L] int64, padded on the right.
             attention_mask: [B, L], 1 for real tokens; default: everything that is not the padding token.
-            pixel_values: [B, 3, H, W] or None.
+            pixel_values: [B, 3, H, W] or None; with `pixel_rows` [U, 3, H, W], so that rows may share an image.
             pixel_mask: [B] boolean, false for a row that has no image; default: every row has one.
+            pixel_rows: [B] int64, which of `pixel_values` each row shows; default: each row its own.
             output_attentions: not available; fused backends never hold the probabilities.
             output_hidden_states: also return the input of every layer and the last output.
             return_dict: accepted because transformers passes it; the output is always an object.
 
         Raises:
-            ValueError: the text is longer than `max_position_embeddings`, or the image than the grid.
+            ValueError: the text has more tokens than there are positions, or the image than the grid.
         """
         if output_attentions:
             raise ValueError("output_attentions: the attention backends do not keep probabilities")
@@ -81,6 +83,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         sampled_ids: Tensor | None = None
         if pixel_values is not None:
             patches, grid = self._embed_image(pixel_values)
+            patches = patches if pixel_rows is None else patches[pixel_rows]
             patches, sampled_ids = self._sample_patches(patches, grid)
             shown = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
             if pixel_mask is not None:
@@ -128,7 +131,7 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
 
     def _embed_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> patches [B, rows * columns, D] in row-major order, and the grid."""
-        features = self.embed_images(pixel_values.to(self.embed_images.conv1.weight.dtype))
+        features = self._image_features(pixel_values.to(self.embed_images.conv1.weight.dtype))
         rows, columns = features.shape[-2:]
         largest = self.config.image_bucket_size
         if max(rows, columns) > largest:
@@ -139,6 +142,18 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
         embedded = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[IMAGE_TYPE]
         embedded = self.patch_layernorm_embedding(embedded)
         return nn.functional.dropout(embedded, self.config.dropout, self.training), (rows, columns)
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
+        """The tower's output [B, C, rows, columns].
+
+        On a CPU the activations of several images do not fit its caches: one at a time takes less than two thirds
+        of the time. With the statistics of a batch (a tower that is trained) that would be another function.
+        """
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        if pixel_values.device.type != "cpu" or self.embed_images.training:
+            features: Tensor = self.embed_images(pixel_values)
+            return features
+        return torch.cat([self.embed_images(image) for image in pixel_values.split(1)])
 
     def _sample_patches(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The patches [B, P, D] that are read and, where they were drawn, their position ids [B, P]."""

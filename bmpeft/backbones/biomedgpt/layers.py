@@ -41,6 +41,7 @@ class BiomedGPTAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         causal: bool = False,
         past_key_values: EncoderDecoderCache | None = None,
+        visible_until: Tensor | None = None,
     ) -> Tensor:
         """Attend from hidden_states [B, Lq, D] to memory [B, Lk, D]; returns [B, Lq, D].
 
@@ -55,6 +56,7 @@ class BiomedGPTAttention(nn.Module):
             bias=bias,
             key_padding_mask=key_padding_mask,
             causal=causal,
+            visible_until=visible_until,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scale=self.scale,
             head_scale=self.c_attn,
@@ -148,10 +150,11 @@ class BiomedGPTDecoderLayer(GradientCheckpointingLayer, _FeedForwardMixin):
         key_padding_mask: Tensor | None,
         encoder_padding_mask: Tensor | None,
         past_key_values: EncoderDecoderCache | None = None,
+        visible_until: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] and encoder output [B, L, D] -> [B, T, D]."""
         normed = self.self_attn_layer_norm(hidden_states)
-        x = self.self_attn(normed, normed, self_bias, key_padding_mask, True, past_key_values)
+        x = self.self_attn(normed, normed, self_bias, key_padding_mask, True, past_key_values, visible_until)
         hidden_states = self._add(hidden_states, _normed(x, self.self_attn_mid_layer_norm))
 
         normed = self.cross_attn_layer_norm(hidden_states)

@@ -112,7 +112,12 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("input_ids or encoder_outputs: one of them is needed")
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, pixel_values, pixel_mask, output_attentions, output_hidden_states
+                input_ids,
+                attention_mask,
+                pixel_values,
+                pixel_mask,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
             )
         if decoder_input_ids is None:
             if labels is None:
@@ -125,7 +130,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             decoder_attention_mask,
             memory,
             memory_mask,
-            self._encoder_positions(encoder_outputs) if cache is None or cache.cross_key_factor is None else None,
+            self.encoder_positions(encoder_outputs) if cache is None or cache.cross_key_factor is None else None,
             cache,
         )
         logits = self.decoder.output_projection(hidden_states)
@@ -151,6 +156,34 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not allow_code_and_bin_tokens and self.config.code_token_start < self.config.vocab_size:
             processors.append(TextTokensOnly(self.config.code_token_start))
         return super().generate(*args, logits_processor=processors, **kwargs)  # type: ignore[misc]  # its self is a protocol
+
+    @property
+    def max_text_positions(self) -> int:
+        """How many tokens a source or a target may have."""
+        return self.encoder.max_text_positions
+
+    def extend_positions(self, positions: int) -> None:
+        """Take sources and targets of up to `positions` tokens; shorter ones give the same outputs, bit for bit.
+
+        Nothing is added to the weights: rows beyond the trained ones repeat them, and distances beyond the
+        trained ones share the last relative bucket. Like the attention backend it is a setting of this object
+        and not stored.
+
+        Raises:
+            ValueError: fewer positions than the weights have.
+        """
+        trained = self.config.max_position_embeddings
+        if positions < trained:
+            raise ValueError(f"{positions} positions: the weights have {trained}, which can only be extended")
+        self.encoder.max_text_positions = self.decoder.max_text_positions = positions
+
+    def encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
+        """Normed position embeddings [1 or B, S, D] of an encoder output's positions, which cross-attention uses."""
+        grid, sampled_ids = getattr(outputs, "image_grid", None), getattr(outputs, "sampled_image_ids", None)
+        image_ids = self.encoder.image_ids(grid, sampled_ids)
+        num_image = 0 if image_ids is None else image_ids.shape[1]
+        assert outputs.last_hidden_state is not None
+        return self.encoder.position_embeddings(image_ids, outputs.last_hidden_state.shape[1] - num_image)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """[B, T] -> [B, T]: the start token, then the labels without their last; ignored labels become padding."""
@@ -223,13 +256,6 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "own output, whose attention_mask covers the image"
             )
         return memory, mask.to(torch.bool)
-
-    def _encoder_positions(self, outputs: BiomedGPTEncoderOutput) -> Tensor:
-        grid, sampled_ids = getattr(outputs, "image_grid", None), getattr(outputs, "sampled_image_ids", None)
-        image_ids = self.encoder.image_ids(grid, sampled_ids)
-        num_image = 0 if image_ids is None else image_ids.shape[1]
-        assert outputs.last_hidden_state is not None
-        return self.encoder.position_embeddings(image_ids, outputs.last_hidden_state.shape[1] - num_image)
 
     def _cache(
         self, past: EncoderDecoderCache | None, use_cache: bool | None, labels: Tensor | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 
@@ -26,6 +27,18 @@ class BiomedGPTEncoderOutput(BaseModelOutput):
     image_grid: tuple[int, int] | None = None
     sampled_image_ids: Tensor | None = None
 
+    def of_rows(self, rows: Tensor) -> BiomedGPTEncoderOutput:
+        """A new output that has these rows [n]; `self` stays as it is, whatever is done to the new one."""
+        assert self.last_hidden_state is not None
+        assert self.attention_mask is not None
+        rows = rows.to(self.last_hidden_state.device)
+        return BiomedGPTEncoderOutput(
+            last_hidden_state=self.last_hidden_state[rows],
+            attention_mask=self.attention_mask[rows],
+            image_grid=self.image_grid,
+            sampled_image_ids=None if self.sampled_image_ids is None else self.sampled_image_ids[rows],
+        )
+
 
 class BiomedGPTCache(EncoderDecoderCache):
     """Keys and values of both attentions, and the key factors of both position biases.
@@ -43,6 +56,11 @@ class BiomedGPTCache(EncoderDecoderCache):
         self.is_updated = cache.is_updated
         self.self_key_factor: Tensor | None = None
         self.cross_key_factor: Tensor | None = None
+
+    def forget_tokens(self) -> None:
+        """Forget the decoder's own positions and keep the encoder's keys, values and factors."""
+        self.self_attention_cache = DynamicCache()
+        self.self_key_factor = None
 
     def reset(self) -> None:
         """Forget everything."""

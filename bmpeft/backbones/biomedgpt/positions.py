@@ -12,12 +12,14 @@ class PositionTables:
     """Absolute position embeddings of text and image with their norms (a mixin of nn.Module)."""
 
     config: BiomedGPTConfig
+    max_text_positions: int
     embed_positions: nn.Embedding
     embed_image_positions: nn.Embedding
     pos_ln: nn.LayerNorm
     image_pos_ln: nn.LayerNorm
 
     def _init_positions(self, config: BiomedGPTConfig) -> None:
+        self.max_text_positions = config.max_position_embeddings
         # Two rows more than positions and one row more than patches: the layout of the checkpoints.
         self.embed_positions = nn.Embedding(config.max_position_embeddings + 2, config.d_model)
         self.embed_image_positions = nn.Embedding(config.image_bucket_size**2 + 1, config.d_model)
@@ -27,13 +29,20 @@ class PositionTables:
     def _text_positions(self, start: int, stop: int) -> Tensor:
         """Normed embeddings [1, stop - start, D] of text positions.
 
+        Positions beyond the trained rows repeat them from the first one on, as Longformer's were initialised
+        (Beltagy et al. 2020, arXiv:2004.05150): neighbours keep the distances that were trained, but at seams.
+
         Raises:
             ValueError: more positions than the backbone has.
         """
-        limit = self.config.max_position_embeddings
-        if stop > limit:
-            raise ValueError(f"{stop} tokens: this backbone has positions for {limit}")
-        positions: Tensor = self.pos_ln(self.embed_positions.weight[start:stop])[None]
+        if stop > self.max_text_positions:
+            raise ValueError(f"{stop} tokens: this backbone has positions for {self.max_text_positions}")
+        trained = self.config.max_position_embeddings
+        if stop <= trained:
+            rows = self.embed_positions.weight[start:stop]
+        else:
+            rows = self.embed_positions(torch.arange(start, stop, device=self.embed_positions.weight.device) % trained)
+        positions: Tensor = self.pos_ln(rows)[None]
         return positions
 
 

@@ -17,7 +17,8 @@ from bmpeft.datasets.embedded import clozes, statements
 from bmpeft.errors import DataError
 from bmpeft.pretrain_recipe import CorpusSection, PretrainRecipe
 
-MASK = "<mask>"
+GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Stands for the mask token in a question."""
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CSV_FIELD_LIMIT = 2**24
@@ -26,7 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source in memory: texts to infill and (question, answer) pairs, divided by a stable hash."""
+    """One source in memory: texts to infill and (question, answer) pairs, divided by a stable hash.
+
+    A `GAP` in a question becomes the mask token.
+    """
 
     name: str
     weight: float
@@ -100,7 +104,7 @@ def _cloze_questions() -> Iterator[tuple[str, str]]:
     arXiv:2002.08909). The answer begins with a capital letter, as answers do.
     """
     for before, side, after in clozes():
-        yield f"{before}{MASK}{after}", side[0].upper() + side[1:]
+        yield f"{before}{GAP}{after}", side[0].upper() + side[1:]
 
 
 def _divide(items: list[T], share: float) -> tuple[list[T], list[T]]:

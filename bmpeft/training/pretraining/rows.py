@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bmpeft.backbones.base import EncodedExample
 from bmpeft.pretrain_recipe import ObjectiveSection
-from bmpeft.training.pretraining.corpus import MASK, Source, split_at_sentences
+from bmpeft.training.pretraining.corpus import GAP, Source, split_at_sentences
 
 INFILLING_PROMPT = (' what is the complete text of "', ' "?')
 CHARACTERS_PER_TOKEN = 4.0
@@ -87,7 +87,7 @@ class MixtureRows:
         text_limit = min(limit, room - sum(map(len, self._prompt)))
         pieces = [p for text in source.texts for p in split_at_sentences(text, int(text_limit * CHARACTERS_PER_TOKEN))]
         texts = [ids for ids in (self._ids(" " + piece) for piece in pieces) if ids]
-        pairs = [(self._ids(" " + question), self._ids(" " + answer)) for question, answer in source.questions]
+        pairs = [(self._gapped_ids(" " + question), self._ids(" " + answer)) for question, answer in source.questions]
         # A question that does not fit is left out; an answer is cut, since every prefix of it is right.
         asked = [(question, answer) for question, answer in pairs if len(question) <= room]
         counts = PoolCounts(
@@ -104,11 +104,14 @@ class MixtureRows:
             counts,
         )
 
+    def _gapped_ids(self, text: str) -> list[int]:
+        """Token ids with the mask token in every gap."""
+        first, *others = (self._ids(part) for part in text.split(GAP))
+        return first + [i for part in others for i in (int(self._tokenizer.mask_token_id), *part)]
+
     def _ids(self, text: str) -> list[int]:
-        """Token ids of a text; a gap in it is the mask token, which the tokenizer itself never reads out of a text."""
-        mask = int(self._tokenizer.mask_token_id)
-        parts = (self._tokenizer(part, add_special_tokens=False, verbose=False) for part in text.split(MASK))
-        return [token for part in parts for token in (mask, *part["input_ids"])][1:]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     def _example(self, source: Sequence[int], target: Sequence[int]) -> EncodedExample:
         bos, eos = int(self._tokenizer.bos_token_id), int(self._tokenizer.eos_token_id)
