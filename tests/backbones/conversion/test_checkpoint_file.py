@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bmpeft.backbones.biomedgpt.conversion import checkpoint_file
@@ -152,6 +152,7 @@ def test_a_truncated_file_is_one_clear_line(part: float, zipped: bool, tmp_path:
     assert "checkpoint" in refused(path) or "truncated" in refused(path)
 
 
+@example(position=14, value=141, zipped=False)
 @given(position=st.integers(0, 2**32), value=st.integers(0, 255), zipped=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_a_changed_byte_is_read_or_refused_and_never_anything_else(

@@ -96,9 +96,11 @@ def read_checkpoint(path: Path) -> Any:
         for name in _names_in_zip(path) if is_zip else _names_in_legacy_file(path):
             if name not in _REBUILT_BY_TORCH and name not in substitutes:
                 substitutes[name] = _substitute(path, name)
+    except BackboneError:
+        raise
     except OSError as error:
         raise BackboneError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, IndexError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # a file that somebody broke on purpose brings about any
         raise BackboneError(f"{path}: no checkpoint, or truncated or damaged: {_one_line(error)}") from None
     try:
         with (
@@ -107,7 +109,7 @@ def read_checkpoint(path: Path) -> Any:
         ):
             warnings.simplefilter("ignore")  # on old formats, which are expected here
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # whatever a file that somebody broke on purpose brings about
+    except Exception as error:  # likewise
         raise BackboneError(f"{path}: truncated, damaged or not readable: {_one_line(error)}") from None
 
 
