@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,10 @@ from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import build_trie
+from bmpeft.machine import describe_machine, package_versions
 from bmpeft.recipe import BeamDecoding, TrieDecoding
 
 RESULT = Path(__file__).parent / "results" / "decoding_nano.json"
-MACHINE = "2 shared x86-64 cores (AVX2), 24 GiB memory, no GPU"
 PIXELS = 384
 YES, NO, END = [500, 2], [600, 2], 2
 
@@ -156,10 +154,10 @@ def main() -> None:
     content = {
         "what": "decoding with biomedgpt-nano, random weights, float32, attention sdpa, one thread",
         "command": "python benchmarks/decoding.py",
-        "machine": MACHINE,
+        "machine": describe_machine(),
         "beside": f"other work on the same cores: load average {before:.1f} at the start, {os.getloadavg()[0]:.1f} at "
         f"the end; each figure is the smallest of {repeats} repeats that take turns",
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "transformers")},
+        "versions": package_versions("torch", "transformers"),
         **measured,
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What size and length cost: all sizes built and counted without memory, and single LoRA steps, measured.
 
-    python benchmarks/scale_step.py [--threads 1] [--cases large-1024 xlarge-512 nano-4096]
+    python benchmarks/scale_step.py [--threads 2] [--cases large-1024 xlarge-512 nano-4096]
 
 Every case runs in a process of its own, so that its peak of resident memory is its own. Weights are random,
 adapters float32 (rank 16 on every linear layer), activations are recomputed in the backward pass. The step is
@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bmpeft.machine import describe_machine, package_versions
+
 RESULT = Path(__file__).parent / "results" / "scale_step.json"
-MACHINE = "2 shared x86-64 cores (AVX2), 24 GiB memory, no GPU"
 CASES = {  # size, tokens of source and target, weights
     "large-1024": ("large", 1024, 128, "bfloat16"),
     "xlarge-512": ("xlarge", 512, 128, "bfloat16"),
@@ -119,7 +118,7 @@ def in_a_process(arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Measure all cases, or, for the inner processes, one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--only", choices=["sizes", *CASES], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -136,9 +135,9 @@ def main() -> None:
     content = {
         "what": "sizes built and counted on the meta device; one LoRA step of the largest, and of a long input",
         "command": "python benchmarks/scale_step.py",
-        "machine": f"{MACHINE}; bfloat16 is emulated",
+        "machine": describe_machine(),
         "beside": f"other work on the same cores: load average {load_before:.1f} at the start of the last run",
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "peft")},
+        "versions": package_versions("torch", "peft"),
         "meta": in_a_process(["--only", "sizes", *threads]),
         "steps": [*(step for step in known if step["case"] not in arguments.cases), *measured],
     }

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bmpeft.machine import cpu_name
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -122,16 +124,9 @@ def _version(package: str, required: bool) -> Finding:
 def _cpu() -> list[Finding]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
-        Finding("name", _cpu_name(), _cpu_name()),
+        Finding("name", cpu_name(), cpu_name()),
         Finding("cores", usable, f"{usable} logical cores for this process, {os.cpu_count()} in the machine"),
     ]
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _memory() -> list[Finding]:
