@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ def recipe_of(run: dict[str, Any]) -> str:
     return str(run["command"].split()[2])
 
 
+def changes(run: dict[str, Any]) -> str:
+    """What was overridden of the recipe, but for places and names."""
+    words = shlex.split(run["command"])[3:]
+    kept = [word for word in words if word.startswith(("training.", "evaluation.", "data.train_rows", "data.max_"))]
+    return ", ".join(word for word in kept if not word.startswith("training.seed"))
+
+
 def runs_of_headers(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Recipe -> the run whose cost its header states, for recipes that name a published set."""
     found = {recipe_of(run): run for run in reversed(runs)} | {"medmnist_lora": find(runs, "pneumoniamnist")}
@@ -52,9 +60,10 @@ def duration(seconds: float) -> str:
 def cost(run: dict[str, Any]) -> str:
     """What a recipe's header says."""
     threads = "one CPU thread" if run["threads"] == 1 else f"{run['threads']} CPU threads"
+    with_changes = f" with {changes(run)}" if changes(run) else ""
     return (
-        f"nano on {threads}, other work beside: training {duration(run['training_seconds'])}, with scores and "
-        f"controls {duration(run['command_seconds'])}, memory {run['peak_rss_gib']:.1f} GiB"
+        f"nano on {threads}, other work beside{with_changes}: training {duration(run['training_seconds'])}, "
+        f"with scores and controls {duration(run['command_seconds'])}, memory {run['peak_rss_gib']:.1f} GiB"
     )
 
 
@@ -81,10 +90,18 @@ def _line(runs: Sequence[dict[str, Any]], number: int) -> str:
         for control_name, control in result["controls"].items()
     )
     recipe = recipe_of(run)
-    return (
-        f"| {run['name']} | [{recipe}]({recipe}.yaml) | {run['train_rows']:,} | {duration(run['training_seconds'])} | "
-        f"{run['peak_rss_gib']:.1f} GiB | {result['split']} ({result['n']:,}) | `{metric}` | {figure} | {controls} |\n"
+    cells = (
+        f"{run['name']}, {changes(run)}" if changes(run) else run["name"],
+        f"[{recipe}]({recipe}.yaml)",
+        f"{run['train_rows']:,}",
+        duration(run["training_seconds"]),
+        f"{run['peak_rss_gib']:.1f} GiB",
+        f"{result['split']} ({result['n']:,})",
+        f"`{metric}`",
+        figure,
+        controls,
     )
+    return f"| {' | '.join(cells)} |\n"
 
 
 def readme_with_table(text: str, runs: Sequence[dict[str, Any]]) -> str:
