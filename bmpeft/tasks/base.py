@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import Decoding, TaskName, TaskSection, decoding_methods
+from bmpeft.recipe_decoding import Decoding
+from bmpeft.recipe_task import TaskName, TaskSection, decoding_methods
 from bmpeft.records import Example, Record
 from bmpeft.tasks.template import Rendered, parse_template
 

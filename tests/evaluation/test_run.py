@@ -15,7 +15,9 @@ from bmpeft.evaluation.run import evaluate
 from bmpeft.evaluation.score_card import ScoreCard, SplitResult, TrainedOn
 from bmpeft.evaluation.split_run import MeasuredSplit
 from bmpeft.progress import Progress
-from bmpeft.recipe import BeamDecoding, EvaluationSection, TaskSection
+from bmpeft.recipe import EvaluationSection
+from bmpeft.recipe_decoding import BeamDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example, Record
 from bmpeft.tasks import make_task
 from tests.fakes import FakeBackbone, FakeModel

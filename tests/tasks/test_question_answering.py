@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task
 
