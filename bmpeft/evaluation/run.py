@@ -102,6 +102,7 @@ def evaluate(
         dataset=dataset.name,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,
+        skipped_rows=dataset.skipped_rows,
         limit=evaluation.limit,
         results=tuple(results),
         backbone=BackboneStamp.of(backbone),

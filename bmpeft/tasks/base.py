@@ -123,8 +123,9 @@ class Task(ABC):
                 value = one_line(value)
                 value = self.upstream_text(name, value) if self._section.upstream_preprocessing else value
             if not value:
+                hint = "; where questions have none, write task.prompt: ' {question}'" if name == "choices" else ""
                 raise UsageError(
-                    f"task.prompt: record {record.id!r} has no {name}, which the prompt asks for ({{{name}}})"
+                    f"task.prompt: record {record.id!r} has no {name}, which the prompt asks for ({{{name}}}){hint}"
                 )
             values[name] = value
         return values

@@ -183,6 +183,20 @@ def test_both_renderings_show_the_figures(shown: str) -> None:
     assert shown in " ".join(rendered(card()).split())
 
 
+def test_of_a_control_only_the_deciding_metric_is_printed_and_the_json_has_all() -> None:
+    values = content()
+    ece = {**values["results"][0]["metrics"][0], "id": "ece/15-equal-width-bins@1", "name": "calibration error (ECE)"}
+    values["results"][0]["metrics"].append({**ece, "value": 0.41})
+    values["results"][0]["controls"][0]["metrics"].append({**ece, "value": 0.77})
+    made = ScoreCard.model_validate(values)
+    for text in (to_markdown(made), rendered(made)):
+        assert "0.410 [0.400, 0.600]" in text
+        assert "0.300 [0.400, 0.600]" in text
+        assert "0.770" not in text
+    control = made.model_dump(mode="json")["results"][0]["controls"][0]
+    assert [metric["value"] for metric in control["metrics"]] == [0.3, 0.77]
+
+
 def rendered(made: ScoreCard) -> str:
     stream = io.StringIO()
     Console(file=stream, width=160).print(rich_table(made))
