@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION = 2
+FEW_UNITS = 20
+"""With fewer rows or groups, percentile intervals of the bootstrap are too narrow; of one, they have no width."""
 
 
 class CardPart(BaseModel):
@@ -193,6 +195,12 @@ class ScoreCard(CardPart):
             unbeaten = [control.name for control in result.controls if not control.beaten]
             if unbeaten:
                 remarks.append(f"does not beat control {', '.join(unbeaten)} on {result.split}")
+            if self.adapter is not None and not result.controls:
+                remarks.append(f"no control was run on {result.split}")
+            units = result.n if result.groups is None else result.groups
+            if units < FEW_UNITS:
+                what = "rows" if result.groups is None else "groups of rows"
+                remarks.append(f"only {units} {what} in {result.split}, so that its intervals are too narrow")
         return tuple(remarks)
 
 

@@ -148,6 +148,28 @@ def test_every_remark_is_in_the_first_line(changes: dict[str, Any], remark: str)
     assert rendered(made).splitlines()[0].strip() == remark
 
 
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        ({"groups": 19}, "only 19 groups of rows in test, so that its intervals are too narrow"),
+        ({"groups": None, "n": 8}, "only 8 rows in test, so that its intervals are too narrow"),
+        ({"controls": []}, "no control was run on test"),
+        ({"groups": 20}, None),
+        ({"groups": None, "n": 20}, None),
+    ],
+)
+def test_what_makes_a_comparison_worth_little_is_in_the_first_line(changes: dict[str, Any], remark: str | None) -> None:
+    values = content()
+    values["results"][0].update(changes)
+    assert card(**values).remarks == (() if remark is None else (remark,))
+
+
+def test_a_bare_backbone_has_no_controls_to_be_compared_with() -> None:
+    values = content(adapter=None)
+    values["results"][0]["controls"] = []
+    assert card(**values).remarks == ()
+
+
 def test_all_remarks_stand_together_contamination_first() -> None:
     made = card(**{**not_beaten(), "trained_on": CONTAMINATED, "backbone": BACKBONE, "synthetic": True})
     first = to_markdown(made).splitlines()[0]
