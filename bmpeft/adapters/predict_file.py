@@ -70,7 +70,8 @@ def predict_file(
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
     labels = artifact.manifest.recipe["data"]["label_names"]
-    questions = read_questions(input_path, task=artifact.manifest.task.name, labels=labels)
+    closed = artifact.manifest.task.decoding.method == "candidates"
+    questions = read_questions(input_path, task=artifact.manifest.task.name, labels=labels, closed=closed)
     section = remembered_backbone(artifact) if backbone is None else with_settings_as_trained(artifact, backbone)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
@@ -93,7 +94,11 @@ def predict_file(
 
 
 def read_questions(
-    path: Path, *, task: str = "question_answering", labels: Mapping[str, str] | None = None
+    path: Path,
+    *,
+    task: str = "question_answering",
+    labels: Mapping[str, str] | None = None,
+    closed: bool = False,
 ) -> list[_Question]:
     """Read and check a file of questions for a task.
 
@@ -101,6 +106,7 @@ def read_questions(
         path: of the file.
         task: its name decides what a row needs.
         labels: of a classification, label -> name: the options of rows that have none.
+        closed: whether every row must have options, since the adapter chooses among them.
 
     Raises:
         DataError: a missing or empty file, broken JSON, a wrong field, an image that is not there, or an id that
@@ -116,6 +122,9 @@ def read_questions(
         raise DataError(path, "holds no questions")
     seen: set[str] = set()
     for question in questions:
+        if closed and question.record.choices is None:
+            problem = f"record {question.record.id!r} has no options, and the adapter chooses among options: name them"
+            raise DataError(path, problem)
         if question.record.id in seen:
             raise DataError(path, f"the id {question.record.id!r} occurs twice")
         seen.add(question.record.id)

@@ -158,7 +158,7 @@ def test_the_input_is_never_overwritten(stored: Stored, tmp_path: Path) -> None:
 
 def test_closed_answers_need_options(stored: Stored, tmp_path: Path) -> None:
     questions = write(tmp_path / "q.jsonl", {"id": "x", "question": "What colour?"})
-    with pytest.raises(BmpeftError, match="record 'x' has no choices"):
+    with pytest.raises(BmpeftError, match=r"q\.jsonl: record 'x' has no options, and the adapter"):
         answer(stored, questions, tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
 

@@ -301,3 +301,11 @@ def test_labels_of_thousands_of_digits_are_labels_like_others(tmp_path: Path) ->
     rows = [{"question": "q?", "choices": ["a", "b"], "label": "9" * 5000}]
     path = write_lines(tmp_path / "q.jsonl", rows)
     assert "the label must be a number from 1 to 2" in refusal("jsonl", path, "question_answering", label_base=1)
+
+
+def test_a_table_without_a_header_is_told_apart_and_its_first_row_is_not_shown(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "r.csv", [["a secret of a patient " * 3, "secret"], ["t", "a"]])
+    message = refusal("csv", path, "summarization")
+    assert message == f"{path}, row 1: there is no column 'text'; is the first row a header?"
+    path = write_csv(tmp_path / "r.csv", [["a secret of a patient " * 3] * 2, ["t", "a"]])
+    assert refusal("csv", path, "summarization") == f"{path}, row 1: the header names a column twice"
