@@ -130,7 +130,7 @@ class Reading:
             raise row.error(f"the name of the image is none of a file: {getattr(error, 'strerror', error)}") from None
         if not found:
             raise row.error(f"the image {path} is not there")
-        return ImageFile(path)
+        return ImageFile(path, None if row.number is None else f"{row.path.name}, row {row.number}")
 
     # Records
 
