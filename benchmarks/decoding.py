@@ -27,7 +27,7 @@ from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import build_trie
 from bmpeft.machine import describe_machine, package_versions
-from bmpeft.recipe import BeamDecoding, TrieDecoding
+from bmpeft.recipe_decoding import BeamDecoding, TrieDecoding
 
 RESULT = Path(__file__).parent / "results" / "decoding_nano.json"
 PIXELS = 384

@@ -40,6 +40,12 @@ class DataError(BmpeftError):
 class ImageError(DataError):
     """An image that is missing, damaged, of an unknown kind or refused; names its file, never its content."""
 
+    def named_in(self, place: str) -> ImageError:
+        """The same error, its message ending with where the image's name stands: "table.csv, row 7"."""
+        error = ImageError(self.path, self.problem, row=self.row)
+        error.args = (f"{self} (named in {place})",)
+        return error
+
 
 class BackboneError(BmpeftError):
     """A backbone that cannot be loaded."""

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bmpeft.recipe import BackboneSection, Recipe, Section, portable_name
+from bmpeft.recipe import BackboneSection, Recipe, portable_name
 from bmpeft.recipe_file import check_content, read_content
+from bmpeft.recipe_section import Section
 
 
 class CorpusSection(Section):

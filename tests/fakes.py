@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bmpeft.backbones.base import AnswerSet, CandidateScores, EncodedExample, FrozenBackbone
-from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
+from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
 
 Score = Callable[[Example, str], float]

@@ -43,7 +43,8 @@ from bmpeft.adapters.manifest import (
 from bmpeft.adapters.model_card import model_card
 from bmpeft.adapters.safetensors_file import TensorEntry, read_header
 from bmpeft.errors import ArtifactError, BmpeftError, UsageError
-from bmpeft.recipe import BackboneSection, Recipe, TaskSection, portable_name
+from bmpeft.recipe import BackboneSection, Recipe, portable_name
+from bmpeft.recipe_task import TaskSection
 
 if TYPE_CHECKING:
     import torch

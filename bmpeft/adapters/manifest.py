@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bmpeft.datasets.leakage import Leakage
 from bmpeft.errors import ArtifactError
-from bmpeft.recipe import BackboneSection, LoraSection, TaskSection
+from bmpeft.recipe import BackboneSection, LoraSection
+from bmpeft.recipe_task import TaskSection
 from bmpeft.strict_json import parse_object
 
 SCHEMA_VERSION = 3

@@ -3,21 +3,23 @@
     {"id": "7", "question": "...", "options": {"A": "...", "B": "..."}, "text": "...", "image": "xray.png"}
     {"id": "7", "answer": "...", "choice": "B", "scores": {"A": -7.1, "B": -3.2}, "normalized_scores": {...}}
 
-`options` may be a mapping or a list; without it the answer is open. `text` is a document that the prompt may
-ask for. `image` is a file below the input's directory, or an absolute path; a row with one needs no question
-if the adapter's prompt asks for none. Rows without an id get their line number.
+`options` may be a mapping or a list; without it the answer is open, or one of the recipe's `data.label_names`.
+`text` is a document that the prompt may ask for; text understanding and summarization need it, and no question.
+`image` is a file below the input's directory, or an absolute path; a row with one needs no question if the
+adapter's prompt asks for none. Rows without an id get their line number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bmpeft.adapters import atomic
 from bmpeft.adapters.artifact import load_artifact, remembered_backbone, with_settings_as_trained
+from bmpeft.datasets.rows import text_problem
 from bmpeft.errors import DataError, UsageError, did_you_mean
 from bmpeft.images import ImageFile
 from bmpeft.progress import Progress
@@ -25,6 +27,8 @@ from bmpeft.recipe import BackboneSection
 from bmpeft.records import Prediction, Record
 
 _KEYS = ("id", "question", "options", "text", "image")
+_ABOUT_A_TEXT = ("text_understanding", "summarization")
+_BY_LABELS = ("text_understanding", "image_classification")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ def predict_file(
     if not output_path.parent.is_dir():
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
-    questions = read_questions(input_path, task=artifact.manifest.task.name)
+    labels = artifact.manifest.recipe["data"]["label_names"]
+    closed = artifact.manifest.task.decoding.method == "candidates"
+    questions = read_questions(input_path, task=artifact.manifest.task.name, labels=labels, closed=closed)
     section = remembered_backbone(artifact) if backbone is None else with_settings_as_trained(artifact, backbone)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
@@ -87,8 +93,20 @@ def predict_file(
     return len(questions)
 
 
-def read_questions(path: Path, *, task: str = "question_answering") -> list[_Question]:
+def read_questions(
+    path: Path,
+    *,
+    task: str = "question_answering",
+    labels: Mapping[str, str] | None = None,
+    closed: bool = False,
+) -> list[_Question]:
     """Read and check a file of questions for a task.
+
+    Args:
+        path: of the file.
+        task: its name decides what a row needs.
+        labels: of a classification, label -> name: the options of rows that have none.
+        closed: whether every row must have options, since the adapter chooses among them.
 
     Raises:
         DataError: a missing or empty file, broken JSON, a wrong field, an image that is not there, or an id that
@@ -98,11 +116,15 @@ def read_questions(path: Path, *, task: str = "question_answering") -> list[_Que
         content = path.read_bytes()
     except OSError as error:
         raise DataError(path, error.strerror or str(error)) from None
-    questions = [_question(path, row, value, task) for row, value in _json_lines(path, content)]
+    options = labels if task in _BY_LABELS else None
+    questions = [_question(path, row, value, task, options) for row, value in _json_lines(path, content)]
     if not questions:
         raise DataError(path, "holds no questions")
     seen: set[str] = set()
     for question in questions:
+        if closed and question.record.choices is None:
+            problem = f"record {question.record.id!r} has no options, and the adapter chooses among options: name them"
+            raise DataError(path, problem)
         if question.record.id in seen:
             raise DataError(path, f"the id {question.record.id!r} occurs twice")
         seen.add(question.record.id)
@@ -117,11 +139,12 @@ def _json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
             yield row, json.loads(line.decode())
         except UnicodeDecodeError:
             raise DataError(path, "not UTF-8", row=row) from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(path, f"not JSON: {getattr(error, 'msg', 'nested too deeply')}", row=row) from None
+        except (ValueError, RecursionError) as error:
+            problem = getattr(error, "msg", "nested too deeply, or a number with too many digits")
+            raise DataError(path, f"not JSON: {problem}", row=row) from None
 
 
-def _question(path: Path, row: int, value: Any, task: str) -> _Question:
+def _question(path: Path, row: int, value: Any, task: str, options: Mapping[str, str] | None) -> _Question:
     if not isinstance(value, dict):
         raise DataError(path, "expected a JSON object", row=row)
     for key in value:
@@ -131,14 +154,15 @@ def _question(path: Path, row: int, value: Any, task: str) -> _Question:
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise DataError(path, "id: expected text or a whole number", row=row)
     image = _image(path, row, value.get("image"))
-    names, choices = _options(path, row, value.get("options"))
+    names, choices = _options(path, row, value.get("options", options))
+    about_a_text = task in _ABOUT_A_TEXT
     record = Record(
         id=str(identity),
         task=task,
         split="questions",
         group=str(identity),
-        question=_text(path, row, value, "question", required=image is None),
-        text=_text(path, row, value, "text", required=False),
+        question=_text(path, row, value, "question", required=image is None and not about_a_text),
+        text=_text(path, row, value, "text", required=about_a_text),
         image=image,
         choices=choices,
     )
@@ -156,7 +180,11 @@ def _image(path: Path, row: int, value: Any) -> ImageFile | None:
         if ".." in named.parts:
             raise DataError(path, "image: expected a path below this file's directory, or an absolute one", row=row)
         named = path.parent / named
-    if not named.is_file():
+    try:
+        there = named.is_file()
+    except OSError:  # a name that is too long, or not allowed
+        there = False
+    if not there:
         raise DataError(path, f"image: no such file: {value[:200]!r}", row=row)
     return ImageFile(named)
 
@@ -166,7 +194,14 @@ def _text(path: Path, row: int, value: dict[str, Any], key: str, *, required: bo
         return None
     if not isinstance(value.get(key), str) or not value[key].strip():
         raise DataError(path, f"{key}: expected text that is not empty", row=row)
+    _check(path, row, key, value[key])
     return str(value[key])
+
+
+def _check(path: Path, row: int, key: str, text: str) -> None:
+    problem = text_problem(text)
+    if problem is not None:
+        raise DataError(path, f"{key}: holds {problem}", row=row)
 
 
 def _options(path: Path, row: int, value: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -179,6 +214,7 @@ def _options(path: Path, row: int, value: Any) -> tuple[tuple[str, ...], tuple[s
     for name, option in value.items():
         if not isinstance(option, str) or not option.strip():
             raise DataError(path, f"options: {name[:50]!r} is not text, or empty", row=row)
+        _check(path, row, "options", option)
     return tuple(value), tuple(value.values())
 
 

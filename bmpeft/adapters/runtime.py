@@ -26,7 +26,8 @@ from bmpeft.adapters.canary_cache import cache_key, has_passed, remember
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.errors import ArtifactError, UsageError, did_you_mean
-from bmpeft.recipe import BackboneSection, DataSection, Decoding
+from bmpeft.recipe import BackboneSection, DataSection
+from bmpeft.recipe_decoding import Decoding
 from bmpeft.records import Prediction, Record
 from bmpeft.tasks import Task, make_task, predict_examples
 

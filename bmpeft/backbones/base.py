@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
+    from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 
 
 @dataclass(frozen=True, slots=True)

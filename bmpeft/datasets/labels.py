@@ -104,7 +104,8 @@ class Labels:
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
-    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
+    # Python converts no digits by the thousand, and no label is a number of that size.
+    return (0, int(label), "") if label.isdecimal() and len(label) < 20 else (1, 0, label)
 
 
 def _distinct(names: Mapping[str, str]) -> None:

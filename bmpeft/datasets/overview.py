@@ -13,8 +13,9 @@ from bmpeft.datasets.base import LoadedDataset
 from bmpeft.datasets.leakage import find_leakage
 from bmpeft.datasets.registry import dataset_info, dataset_names, read_dataset
 from bmpeft.errors import UsageError, did_you_mean
-from bmpeft.recipe import DataSection, Section, load_recipe
+from bmpeft.recipe import DataSection, load_recipe
 from bmpeft.recipe_file import check_content
+from bmpeft.recipe_section import Section
 from bmpeft.recipe_store import resolve_recipe
 from bmpeft.records import Record
 

@@ -8,6 +8,7 @@ are read. What the task needs must be there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -207,7 +208,7 @@ class Fields:
         """Which choice a label means: its number if the recipe says from where to count, its text, or its letter."""
         base = self._reading.data.label_base
         if base is not None:
-            if not label.isdecimal() or not base <= int(label) < len(choices) + base:
+            if not label.isdecimal() or len(label) > 9 or not base <= int(label) < len(choices) + base:
                 raise row.error(
                     f"the label must be a number from {base} to {len(choices) + base - 1} (data.label_base)"
                 )
@@ -275,6 +276,8 @@ def _plain(row: Row, column: str, value: Any) -> str:
     """A value as text without the white space around it."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise row.error(f"{column!r} holds {value} instead of text or a number; an empty one is null")
     if isinstance(value, int | float):
         return str(value)
     if not isinstance(value, str):

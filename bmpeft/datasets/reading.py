@@ -126,11 +126,11 @@ class Reading:
         path = directory / name
         try:
             found = path.is_file()
-        except ValueError:  # a null character
-            found = False
+        except (ValueError, OSError) as error:  # a null character; a name that is too long, or not allowed
+            raise row.error(f"the name of the image is none of a file: {getattr(error, 'strerror', error)}") from None
         if not found:
             raise row.error(f"the image {path} is not there")
-        return ImageFile(path)
+        return ImageFile(path, None if row.number is None else f"{row.path.name}, row {row.number}")
 
     # Records
 
@@ -146,6 +146,7 @@ class Reading:
         made = []
         for row in rows:
             try:
+                row.check_texts()
                 record = make(row)
                 if record is not None and record.image is not None and self.data.skip_bad_rows:
                     record.image.load()
@@ -247,6 +248,7 @@ def find_split_files(
     files = sorted(file for file in directory.iterdir() if file.name.removesuffix(".gz").endswith(suffixes))
     files = [file for file in files if file.is_file() and not (without and without in file.name.lower())]
     found: dict[str, Path] = {}
+    of_file: dict[Path, str] = {}
     for split, alternatives in words.items():
         matches = [file for file in files if any(word in file.name.lower() for word in alternatives)]
         if len(matches) > 1:
@@ -254,6 +256,9 @@ def find_split_files(
             raise DataError(directory, f"{names} could both be the {split} file; keep one of them here")
         if matches:
             found[split] = matches[0]
+            other = of_file.setdefault(matches[0], split)
+            if other != split:
+                raise DataError(matches[0], f"its name says {other} and {split}: rename it")
     if not found:
         expected = f"{info.title} needs {info.files}, from {info.source}"
         raise DataError(directory, f"no file here is named train, dev or test; {expected}")

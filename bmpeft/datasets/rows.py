@@ -46,6 +46,13 @@ class Row:
             raise self.error(f"{key!r} is empty")
         return value.strip()
 
+    def check_texts(self) -> None:
+        """Raises DataError for the first field with a `text_problem`."""
+        for key, value in self.values.items():
+            problem = text_problem(value)
+            if problem is not None:
+                raise self.error(f"{key!r} holds {problem}")
+
     def optional(self, key: str) -> str | None:
         """The text of a field, or None where it is absent, null or blank."""
         value = self.values.get(key)
@@ -92,6 +99,22 @@ class Identities:
             repeat += 1
             identity = f"{content_hash}-{repeat}"
         return self.stated(identity, row)
+
+
+def text_problem(value: Any) -> str | None:
+    """Why text cannot be read on, whatever list or object it stands in; None where nothing is wrong.
+
+    A null character is what UTF-16, or a damaged file, looks like when it is read as UTF-8; half of a surrogate pair
+    (JSON can spell it) has no UTF-8 at all.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a null character, which no text has"
+        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+            return "half of a surrogate pair, which is no character"
+        return None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next(filter(None, map(text_problem, items)), None)
 
 
 def json_type(value: Any) -> str:

@@ -12,7 +12,8 @@ from bmpeft.evaluation.controls import fitting_controls
 from bmpeft.evaluation.metrics import accepted_answers
 from bmpeft.evaluation.score_card import BackboneStamp, ScoreCard, TrainedOn
 from bmpeft.evaluation.split_run import MeasuredSplit, SplitRun, WithoutAdapter
-from bmpeft.recipe import match_splits, without_answers
+from bmpeft.recipe import match_splits
+from bmpeft.recipe_decoding import without_answers
 
 if TYPE_CHECKING:
     from bmpeft.adapters.manifest import DataOrigin
@@ -101,6 +102,7 @@ def evaluate(
         dataset=dataset.name,
         synthetic=dataset.synthetic,
         split_method=dataset.split_method,
+        skipped_rows=dataset.skipped_rows,
         limit=evaluation.limit,
         results=tuple(results),
         backbone=BackboneStamp.of(backbone),

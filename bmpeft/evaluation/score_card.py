@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION = 2
+FEW_UNITS = 20
+"""With fewer rows or groups, percentile intervals of the bootstrap are too narrow; of one, they have no width."""
 
 
 class CardPart(BaseModel):
@@ -149,7 +151,10 @@ class TrainedOn(CardPart):
 
 
 class ScoreCard(CardPart):
-    """One evaluation; may cover several splits. Schema 2 has what 1 has, and parts, groups, confusion, absent, note."""
+    """One evaluation; may cover several splits.
+
+    Schema 2 has what 1 has, and parts, groups, confusion, absent, note, skipped_rows.
+    """
 
     schema_version: Literal[1, 2] = 2
     task: str
@@ -158,6 +163,7 @@ class ScoreCard(CardPart):
     dataset: str
     synthetic: bool
     split_method: str
+    skipped_rows: int = Field(0, ge=0, description="bad rows of the data that `data.skip_bad_rows` left out")
     limit: int | None = Field(description="rows of each split at most, the first of a seeded shuffle; None: all")
     results: tuple[SplitResult, ...] = Field(min_length=1)
     backbone: BackboneStamp
@@ -189,6 +195,12 @@ class ScoreCard(CardPart):
             unbeaten = [control.name for control in result.controls if not control.beaten]
             if unbeaten:
                 remarks.append(f"does not beat control {', '.join(unbeaten)} on {result.split}")
+            if self.adapter is not None and not result.controls:
+                remarks.append(f"no control was run on {result.split}")
+            units = result.n if result.groups is None else result.groups
+            if units < FEW_UNITS:
+                what = "rows" if result.groups is None else "groups of rows"
+                remarks.append(f"only {units} {what} in {result.split}, so that its intervals are too narrow")
         return tuple(remarks)
 
 
@@ -268,28 +280,22 @@ class TableRow(NamedTuple):
 
 
 def card_rows(card: ScoreCard) -> list[TableRow]:
-    """The model's metrics and then each control's, split by split; only new split and system names are written."""
+    """The model's metrics and then each control, split by split; only new split and system names are written.
+
+    Of a control there is the deciding metric and the difference in it; the card's JSON has its other metrics.
+    """
     rows = []
     for result in card.results:
         model = card.adapter or "bare backbone"
-        systems = [
-            (model, result.metrics, ""),
-            *((f"control {c.name}", c.metrics, _verdict(c)) for c in result.controls),
-        ]
-        for who, metrics, verdict in systems:
-            for i, metric in enumerate(metrics):
-                first = who == model and i == 0
-                rows.append(
-                    TableRow(
-                        result.split if first else "",
-                        who if i == 0 else "",
-                        metric.name,
-                        _interval(metric),
-                        f"{metric.n:,}",
-                        verdict if i == 0 else "",
-                    )
-                )
+        for i, metric in enumerate(result.metrics):
+            rows.append(_row(metric, split=result.split if i == 0 else "", who=model if i == 0 else ""))
+        for control in result.controls:
+            rows.append(_row(control.metrics[0], who=f"control {control.name}", difference=_verdict(control)))
     return rows
+
+
+def _row(metric: Metric, *, split: str = "", who: str, difference: str = "") -> TableRow:
+    return TableRow(split, who, metric.name, _interval(metric), f"{metric.n:,}", difference)
 
 
 def part_rows(card: ScoreCard) -> list[tuple[str, str, str, str, str]]:
@@ -318,8 +324,9 @@ def card_notes(card: ScoreCard) -> list[tuple[str, str]]:
     """What the figures were made with: name and text of each note."""
     backbone, trained_on = card.backbone, card.trained_on
     random = f", random weights (seed {backbone.init_seed})" if backbone.init == "random" else ""
+    skipped = f"; {card.skipped_rows:,} bad rows left out" if card.skipped_rows else ""
     notes = [
-        ("data", f"{card.dataset}{' (synthetic)' if card.synthetic else ''}, split {card.split_method}"),
+        ("data", f"{card.dataset}{' (synthetic)' if card.synthetic else ''}, split {card.split_method}{skipped}"),
         (
             "backbone",
             f"{backbone.name}{random}, {backbone.dtype}, attention {backbone.attention}, "

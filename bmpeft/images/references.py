@@ -9,6 +9,8 @@ import base64
 import binascii
 import hashlib
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,18 +28,33 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file of its own: PNG, JPEG, DICOM ...; which one is decided by its content, not by its name."""
+    """A file of its own: PNG, JPEG, DICOM ...; which one is decided by its content, not by its name.
+
+    Attributes:
+        path: of the file.
+        named_in: where its name stands, such as "table.csv, row 7"; only for messages.
+    """
 
     path: Path
+    named_in: str | None = field(default=None, compare=False)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the file."""
-        return hashlib.sha256(_read(self.path)).hexdigest()
+        with self._place():
+            return hashlib.sha256(_read(self.path)).hexdigest()
 
     def load(self) -> Image:
         """See `ImageReference.load`."""
-        return decode_image(_read(self.path), str(self.path))
+        with self._place():
+            return decode_image(_read(self.path), str(self.path))
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        try:
+            yield
+        except ImageError as error:
+            raise (error if self.named_in is None else error.named_in(self.named_in)) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from bmpeft.tasks.text_understanding import TextUnderstanding
 from bmpeft.tasks.visual_question_answering import VisualQuestionAnswering
 
 if TYPE_CHECKING:
-    from bmpeft.recipe import TaskName, TaskSection
+    from bmpeft.recipe_task import TaskName, TaskSection
 
 __all__ = ["Task", "make_task", "predict_examples", "spell_out_answers"]
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import TaskSection, TrieDecoding, trie_of, with_trie
+from bmpeft.recipe_decoding import TrieDecoding, trie_of, with_trie
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Record
 from bmpeft.tasks.base import Task, one_line
 

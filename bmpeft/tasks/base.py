@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import Decoding, TaskName, TaskSection, decoding_methods
+from bmpeft.recipe_decoding import Decoding
+from bmpeft.recipe_task import TaskName, TaskSection, decoding_methods
 from bmpeft.records import Example, Record
 from bmpeft.tasks.template import Rendered, parse_template
 
@@ -122,8 +123,9 @@ class Task(ABC):
                 value = one_line(value)
                 value = self.upstream_text(name, value) if self._section.upstream_preprocessing else value
             if not value:
+                hint = "; where questions have none, write task.prompt: ' {question}'" if name == "choices" else ""
                 raise UsageError(
-                    f"task.prompt: record {record.id!r} has no {name}, which the prompt asks for ({{{name}}})"
+                    f"task.prompt: record {record.id!r} has no {name}, which the prompt asks for ({{{name}}}){hint}"
                 )
             values[name] = value
         return values

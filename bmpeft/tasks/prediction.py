@@ -11,7 +11,7 @@ from bmpeft.records import Example, Prediction
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import CandidateScores, FrozenBackbone
-    from bmpeft.recipe import BeamDecoding, CandidatesDecoding, Decoding, SampleDecoding, TrieDecoding
+    from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding, Decoding, SampleDecoding, TrieDecoding
 
     SingleDecoding = CandidatesDecoding | BeamDecoding | SampleDecoding | TrieDecoding
     Predictor = Callable[[Sequence[Example]], list[Prediction]]

@@ -101,7 +101,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     leakage = _leakage(recipe, dataset, train_records, progress)
     backbone = load_frozen_backbone(recipe.backbone)
     origin = _origin(dataset, train_records, validation_records, leakage)
-    _announce(backbone, origin, progress)
+    _announce(backbone, origin, dataset.skipped_rows, progress)
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
     check_patch_sampling(recipe.training.sample_patch_num, train_split.encoded)
@@ -179,7 +179,7 @@ def _leakage(recipe: Recipe, dataset: LoadedDataset, train_records: tuple[Record
     return leakage
 
 
-def _announce(backbone: FrozenBackbone, origin: DataOrigin, progress: Progress) -> None:
+def _announce(backbone: FrozenBackbone, origin: DataOrigin, skipped_rows: int, progress: Progress) -> None:
     """Say before the long work what its result will be worth."""
     if backbone.init == "random":
         progress.line(f"backbone {backbone.name}: untrained (random weights, seed {backbone.init_seed})")
@@ -187,6 +187,8 @@ def _announce(backbone: FrozenBackbone, origin: DataOrigin, progress: Progress) 
         progress.line(f"dataset {origin.dataset}: synthetic")
     if "train" in origin.contamination:
         progress.line(f"contaminated: {origin.contamination['train']}")
+    if skipped_rows:
+        progress.line(f"{skipped_rows:,} bad rows left out; `bmpeft data check` names them")
     if not origin.validation_rows:
         progress.line("no validation rows: the adapter of the last step is kept")
 

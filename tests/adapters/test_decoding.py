@@ -12,7 +12,8 @@ from bmpeft.adapters.predict_file import predict_file
 from bmpeft.adapters.runtime import load_backbone
 from bmpeft.errors import BmpeftError
 from bmpeft.progress import Progress
-from bmpeft.recipe import BackboneSection, BeamDecoding, TrieDecoding
+from bmpeft.recipe import BackboneSection
+from bmpeft.recipe_decoding import BeamDecoding, TrieDecoding
 from bmpeft.training.run import train
 from tests.training.small import COLOURS, records, small_recipe
 

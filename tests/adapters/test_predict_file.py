@@ -78,6 +78,12 @@ def test_answers_are_those_of_predict(stored: Stored, tmp_path: Path) -> None:
         ({"question": "?", "options": ["red", 7]}, "options: '1' is not text, or empty"),
         ({"question": "?", "options": OPTIONS, "id": 1.5}, "id: expected text or a whole number"),
         ({"question": "?", "options": OPTIONS, "text": 3}, "text: expected text that is not empty"),
+        ({"question": "?\0", "options": OPTIONS}, "question: holds a null character, which no text has"),
+        (
+            '{"question": "?", "options": ["a", "\\ud800"]}',
+            "options: holds half of a surrogate pair, which is no character",
+        ),
+        ('{"id": ' + "9" * 5000 + "}", "not JSON: nested too deeply, or a number with too many digits"),
     ],
 )
 def test_a_wrong_row_is_named(stored: Stored, tmp_path: Path, row: Any, message: str) -> None:
@@ -87,6 +93,43 @@ def test_a_wrong_row_is_named(stored: Stored, tmp_path: Path, row: Any, message:
         answer(stored, questions, output)
     assert str(caught.value) == f"{questions}, row 3: {message}"
     assert output.read_text() == "what was there\n"
+
+
+@pytest.mark.parametrize("task", ["text_understanding", "summarization"])
+def test_what_is_about_a_text_needs_the_text_and_no_question(tmp_path: Path, task: str) -> None:
+    (row,) = read_questions(write(tmp_path / "q.jsonl", {"text": "Findings: none."}), task=task)
+    assert (row.record.text, row.record.question) == ("Findings: none.", None)
+    with pytest.raises(DataError, match=r"q\.jsonl, row 1: text: expected text that is not empty"):
+        read_questions(write(tmp_path / "q.jsonl", {"question": "Findings?"}), task=task)
+
+
+def test_a_classification_has_its_labels_as_options_and_a_question_has_not(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "q.jsonl", {"text": "x", "question": "y"}, {"text": "x", "question": "y", "options": OPTIONS}
+    )
+    labels = {"0": "normal", "1": "pneumonia"}
+    first, second = read_questions(path, task="text_understanding", labels=labels)
+    assert (first.names, first.record.choices) == (("0", "1"), ("normal", "pneumonia"))
+    assert second.record.choices == tuple(OPTIONS.values())
+    assert read_questions(path, labels=labels)[0].record.choices is None
+
+
+def test_the_labels_are_those_that_the_adapter_was_trained_with(
+    copy: Path, stored: Stored, tmp_path: Path, edit_json: Any
+) -> None:
+    edit_json(
+        copy / "bmpeft.json",
+        {
+            "task.name": "text_understanding",
+            "task.prompt": " {text}",
+            "recipe.data.label_names": {"0": "no", "1": "yes"},
+        },
+    )
+    section = BackboneSection(name=str(stored.backbone), attention="eager")
+    output = tmp_path / "a.jsonl"
+    predict_file(copy, write(tmp_path / "q.jsonl", {"text": "fine"}), output, backbone=section, progress=QUIET)
+    (found,) = answers(output)
+    assert (found["answer"], found["choice"]) in {("no", "0"), ("yes", "1")}
 
 
 def test_wrong_files_are_named(stored: Stored, tmp_path: Path) -> None:
@@ -115,7 +158,7 @@ def test_the_input_is_never_overwritten(stored: Stored, tmp_path: Path) -> None:
 
 def test_closed_answers_need_options(stored: Stored, tmp_path: Path) -> None:
     questions = write(tmp_path / "q.jsonl", {"id": "x", "question": "What colour?"})
-    with pytest.raises(BmpeftError, match="record 'x' has no choices"):
+    with pytest.raises(BmpeftError, match=r"q\.jsonl: record 'x' has no options, and the adapter"):
         answer(stored, questions, tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
 

@@ -16,7 +16,8 @@ from bmpeft.adapters import runtime
 from bmpeft.adapters.artifact import load_artifact
 from bmpeft.adapters.runtime import Backbone, load_backbone
 from bmpeft.errors import ArtifactError, UsageError
-from bmpeft.recipe import BeamDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.tasks import make_task
 from tests.adapters.conftest import Stored
 from tests.backbones.tiny import tiny_backbone, tiny_directory

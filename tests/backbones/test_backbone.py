@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bmpeft.backbones.biomedgpt import backbone as module
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BmpeftError
-from bmpeft.recipe import BeamDecoding, SampleDecoding
+from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding
 from bmpeft.records import Example, Record
 from tests.backbones.tiny import tiny_backbone
 

@@ -18,7 +18,7 @@ from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import build_trie
 from bmpeft.errors import UsageError
-from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
+from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example, Record
 from tests.backbones.tiny import tiny_backbone, tiny_model
 

@@ -18,7 +18,8 @@ from bmpeft.backbones.loading import load_frozen_backbone
 from bmpeft.errors import ImageError, UsageError
 from bmpeft.images import BytesImage
 from bmpeft.images.processing import ImageProcessor
-from bmpeft.recipe import BackboneSection, BeamDecoding
+from bmpeft.recipe import BackboneSection
+from bmpeft.recipe_decoding import BeamDecoding
 from bmpeft.records import Example, Record
 from tests.backbones.tiny import tiny_backbone, tiny_directory, tiny_model
 from tests.images.test_reading import encoded

@@ -11,7 +11,8 @@ from bmpeft.adapters.artifact import backbone_identity
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.errors import BackboneError, BmpeftError
-from bmpeft.recipe import BackboneSection, BeamDecoding
+from bmpeft.recipe import BackboneSection
+from bmpeft.recipe_decoding import BeamDecoding
 from bmpeft.records import Example, Record
 from tests.backbones.tiny import tiny_backbone, tiny_directory, tiny_model
 

@@ -13,7 +13,8 @@ import yaml
 
 from bmpeft.datasets import registry
 from bmpeft.errors import DataError
-from bmpeft.recipe import DataSection, TaskSection
+from bmpeft.recipe import DataSection
+from bmpeft.recipe_task import TaskSection
 from bmpeft.tasks import make_task
 from tests.datasets.files import png, write_csv, write_lines
 

@@ -141,6 +141,13 @@ def test_rich_text_escapes_and_phonetic_hints_of_a_workbook(tmp_path: Path) -> N
     assert [dict(row.values) for row in read_sheet(path, INFO)] == [{"a": "bold\n"}]
 
 
+def test_a_row_number_beyond_all_sense_is_counted_instead(tmp_path: Path) -> None:
+    row = '<row r="{}"><c t="inlineStr"><is><t>{}</t></is></c></row>'
+    sheet = f"<worksheet><sheetData>{row.format(1, 'a')}{row.format('9' * 5000, 'x')}</sheetData></worksheet>"
+    (only,) = read_sheet(write_xlsx(tmp_path / "w.xlsx", [["a"]], parts={"xl/worksheets/a.xml": sheet}), INFO)
+    assert (only.number, dict(only.values)) == (2, {"a": "x"})
+
+
 HEADER = '<row r="1"><c t="inlineStr"><is><t>a</t></is></c></row>'
 SHEET = f'<worksheet><sheetData>{HEADER}<row r="2">{{}}</row></sheetData></worksheet>'
 
@@ -149,6 +156,7 @@ SHEET = f'<worksheet><sheetData>{HEADER}<row r="2">{{}}</row></sheetData></works
     ("parts", "problem"),
     [
         ({"xl/worksheets/a.xml": SHEET.format('<c t="s"><v>99</v></c>')}, "row 2: a cell refers to a text"),
+        ({"xl/worksheets/a.xml": SHEET.format(f'<c t="s"><v>{"9" * 5000}</v></c>')}, "row 2: a cell refers to a text"),
         ({"xl/worksheets/a.xml": SHEET.format('<c t="e"><v>#REF!</v></c>')}, "row 2: a cell holds an error value"),
         ({"xl/worksheets/a.xml": "<worksheet><sheetData/></worksheet>"}, "the first sheet is empty"),
         ({"xl/worksheets/a.xml": "<worksheet><secret"}, "broken XML at line 1"),
@@ -158,7 +166,7 @@ SHEET = f'<worksheet><sheetData>{HEADER}<row r="2">{{}}</row></sheetData></works
         ({"xl/_rels/workbook.xml.rels": "<Relationships/>"}, "does not say where its first sheet is"),
         ({"xl/worksheets/a.xml": b"<a>" + b" " * 3_000_000}, "would become 2 MiB when decompressed; refused"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_bad_workbook_is_refused(tmp_path: Path, parts: dict[str, str | bytes], problem: str) -> None:
     path = write_xlsx(tmp_path / "w.xlsx", [["a"], ["secret"]], parts=parts)

@@ -263,3 +263,49 @@ def test_what_is_no_image_folder_is_refused(tmp_path: Path) -> None:
     assert "holds no rows" in refusal("image_folder", tmp_path, "image_classification")
     (tmp_path / "class" / "x.txt").write_text("secret")
     assert "x.txt: " in refusal("image_folder", tmp_path, "image_classification", skip_bad_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('{"text": "secret\\u0000", "answers": "a"}', "'text' holds a null character"),
+        ('{"text": "t", "answers": ["a", "secret\\ud800"]}', "'answers' holds half of a surrogate pair"),
+        ('{"text": "t", "answers": NaN}', "'answers' holds nan instead of text or a number"),
+        ('{"text": "secret", "text": "t", "answers": "a"}', "the key 'text' appears twice in one object"),
+    ],
+)
+def test_what_is_no_text_is_a_bad_row_and_not_guessed(tmp_path: Path, row: str, problem: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"text": "t", "answers": "a"}\n' * 3 + row + "\n")
+    assert refusal("jsonl", path, "summarization", split=NO_SPLITS).startswith(f"{path}, row 4: {problem}")
+    loaded = load("jsonl", path, "summarization", split=NO_SPLITS, skip_bad_rows=1)
+    assert (len(loaded.splits["train"]), loaded.skipped_rows) == (3, 1)
+
+
+def test_a_null_character_in_a_table_is_a_bad_row(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "r.csv", [["text", "answers"], ["t", "a"], ["secret\0", "a"]])
+    assert refusal("csv", path, "summarization", split=NO_SPLITS).startswith(f"{path}, row 3: 'text' holds a null")
+
+
+def test_one_file_is_never_two_splits(tmp_path: Path) -> None:
+    write_lines(tmp_path / "latest_train.jsonl", [{"text": f"t{i}", "answers": "a"} for i in range(9)])
+    message = refusal("jsonl", tmp_path, "summarization")
+    assert message == f"{tmp_path / 'latest_train.jsonl'}: its name says train and test: rename it"
+
+
+def test_labels_of_thousands_of_digits_are_labels_like_others(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate(["9" * 5000, "10", "9", "a"])]
+    path = write_lines(tmp_path / "r.jsonl", rows)
+    loaded = load("jsonl", path, "text_understanding", split=NO_SPLITS)
+    assert loaded.splits["train"][0].choices == ("9", "10", "9" * 5000, "a")
+    rows = [{"question": "q?", "choices": ["a", "b"], "label": "9" * 5000}]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    assert "the label must be a number from 1 to 2" in refusal("jsonl", path, "question_answering", label_base=1)
+
+
+def test_a_table_without_a_header_is_told_apart_and_its_first_row_is_not_shown(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "r.csv", [["a secret of a patient " * 3, "secret"], ["t", "a"]])
+    message = refusal("csv", path, "summarization")
+    assert message == f"{path}, row 1: there is no column 'text'; is the first row a header?"
+    path = write_csv(tmp_path / "r.csv", [["a secret of a patient " * 3] * 2, ["t", "a"]])
+    assert refusal("csv", path, "summarization") == f"{path}, row 1: the header names a column twice"

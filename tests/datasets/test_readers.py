@@ -284,9 +284,10 @@ def test_vqa_rad_by_image_keeps_equal_images_together(tmp_path: Path) -> None:
         ({"image_name": "gone.png"}, "images/gone.png is not there"),
         ({"image_name": "../images/1.png"}, "leads out of the directory"),
         ({"image_name": "/etc/passwd"}, "leads out of the directory"),
-        ({"image_name": "a\x00b"}, "is not there"),
+        ({"image_name": "a\x00b"}, "'image_name' holds a null character"),
+        ({"image_name": "a" * 5000}, "the name of the image is none of a file"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_bad_row_of_vqa_rad_is_named(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     write_lines(tmp_path / "trainset.json", [vqa(tmp_path), vqa(tmp_path, qid=2, **changes)])

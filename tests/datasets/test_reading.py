@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmpeft.datasets import dataset_info, dataset_names
+from bmpeft.datasets.leakage import find_leakage
 from bmpeft.datasets.splits import split_name
-from bmpeft.errors import DataError, UsageError
+from bmpeft.errors import DataError, ImageError, UsageError
+from bmpeft.images import ImageFile
 from bmpeft.recipe import DataSection
 from tests.datasets.files import load, png, records, write_csv, write_lines
 
@@ -44,6 +46,23 @@ def test_a_wrong_column_is_never_a_bad_row(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [["label", "medical_abstract"], ["1", "a"]])
     with pytest.raises(DataError, match=r"t.csv, row 1: there is no column 'condition_label'"):
         load("medical_abstracts", path, skip_bad_rows=99)
+
+
+def test_a_broken_image_is_named_with_the_row_that_names_it(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "answers": f"caption {n}", "group": str(n)} for n in range(20)]
+    for n in range(20):
+        (tmp_path / f"{n}.png").write_bytes(png(n) if n != 5 else b"secret")
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    loaded = load("jsonl", path, "captioning", split={"validation": 0.0, "test": 0.0})
+    with pytest.raises(ImageError) as caught:
+        find_leakage(loaded.splits["train"], {}, scored=())
+    assert str(caught.value).startswith(f"{tmp_path / '5.png'}: not an image of a known kind")
+    assert str(caught.value).endswith(" (named in rows.jsonl, row 6)")
+    image = loaded.splits["train"][5].image
+    assert image == ImageFile(tmp_path / "5.png") and hash(image) == hash(ImageFile(tmp_path / "5.png"))
+    image.path.unlink()
+    with pytest.raises(ImageError, match=r"5\.png: No such file or directory \(named in rows\.jsonl, row 6\)$"):
+        _ = image.digest
 
 
 def test_broken_images_are_bad_rows_where_bad_rows_are_allowed(tmp_path: Path) -> None:

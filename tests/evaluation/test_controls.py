@@ -23,7 +23,8 @@ from bmpeft.evaluation.controls import (
     with_shuffled_images,
 )
 from bmpeft.evaluation.controls.constants import first_sentence
-from bmpeft.recipe import TaskSection, parse_recipe
+from bmpeft.recipe import parse_recipe
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example, Record
 from bmpeft.tasks import make_task
 

@@ -13,7 +13,8 @@ import pytest
 from bmpeft.errors import BmpeftError
 from bmpeft.evaluation.kept import RowValues, RunStore, read_rows
 from bmpeft.progress import Progress
-from bmpeft.recipe import BeamDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example
 from tests.evaluation.test_run import rows, run, toy
 from tests.fakes import FakeBackbone, FakeModel, hashed_score

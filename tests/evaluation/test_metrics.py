@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score,
 from bmpeft.evaluation.metrics import Figure, Resampling, answer_tokens, labels, measure
 from bmpeft.evaluation.metrics.answers import exact_match_rows, token_f1_rows
 from bmpeft.evaluation.metrics.labels import accuracy_rows, probabilities
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding, Decoding
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding, Decoding
 from bmpeft.records import Prediction, Record
 
 

@@ -16,7 +16,8 @@ from bmpeft.evaluation import svg
 from bmpeft.evaluation.page import EXAMPLES, WARNING, check_page_path, render, write_page
 from bmpeft.evaluation.score_card import ScoreCard
 from bmpeft.evaluation.split_run import MeasuredSplit
-from bmpeft.recipe import BeamDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding
+from bmpeft.recipe_task import TaskSection
 from tests.evaluation.test_controls import Plain
 from tests.evaluation.test_run import rows, run, toy
 from tests.fakes import FakeModel

@@ -12,10 +12,12 @@ import pytest
 from bmpeft.datasets.base import DatasetInfo, LoadedDataset, assemble
 from bmpeft.errors import BmpeftError, UsageError
 from bmpeft.evaluation.run import evaluate
-from bmpeft.evaluation.score_card import ScoreCard, SplitResult, TrainedOn
+from bmpeft.evaluation.score_card import ScoreCard, SplitResult, TrainedOn, read_card, to_markdown
 from bmpeft.evaluation.split_run import MeasuredSplit
 from bmpeft.progress import Progress
-from bmpeft.recipe import BeamDecoding, EvaluationSection, TaskSection
+from bmpeft.recipe import EvaluationSection
+from bmpeft.recipe_decoding import BeamDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example, Record
 from bmpeft.tasks import make_task
 from tests.fakes import FakeBackbone, FakeModel
@@ -282,6 +284,15 @@ def test_the_card_carries_what_it_was_made_with() -> None:
     assert card.decoding == {"method": "candidates", "normalization": "sum"}
     assert {"bmpeft", "torch", "python"} <= card.versions.keys()
     assert card.remarks[:2] == ("synthetic data", "untrained backbone")
+
+
+def test_bad_rows_that_were_left_out_are_counted_on_the_card_and_not_named() -> None:
+    card = run(toy(bad_rows=("/home/me/rows.csv, row 7: broken", "/home/me/rows.csv, row 9: broken")))
+    assert card.skipped_rows == 2
+    markdown = to_markdown(read_card(card.model_dump(mode="json")))
+    assert "data: toy, split official; 2 bad rows left out" in markdown
+    assert "rows.csv" not in markdown + card.model_dump_json()
+    assert "left out" not in to_markdown(run())
 
 
 def test_rows_of_one_group_are_drawn_together() -> None:

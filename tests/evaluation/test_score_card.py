@@ -148,6 +148,28 @@ def test_every_remark_is_in_the_first_line(changes: dict[str, Any], remark: str)
     assert rendered(made).splitlines()[0].strip() == remark
 
 
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        ({"groups": 19}, "only 19 groups of rows in test, so that its intervals are too narrow"),
+        ({"groups": None, "n": 8}, "only 8 rows in test, so that its intervals are too narrow"),
+        ({"controls": []}, "no control was run on test"),
+        ({"groups": 20}, None),
+        ({"groups": None, "n": 20}, None),
+    ],
+)
+def test_what_makes_a_comparison_worth_little_is_in_the_first_line(changes: dict[str, Any], remark: str | None) -> None:
+    values = content()
+    values["results"][0].update(changes)
+    assert card(**values).remarks == (() if remark is None else (remark,))
+
+
+def test_a_bare_backbone_has_no_controls_to_be_compared_with() -> None:
+    values = content(adapter=None)
+    values["results"][0]["controls"] = []
+    assert card(**values).remarks == ()
+
+
 def test_all_remarks_stand_together_contamination_first() -> None:
     made = card(**{**not_beaten(), "trained_on": CONTAMINATED, "backbone": BACKBONE, "synthetic": True})
     first = to_markdown(made).splitlines()[0]
@@ -181,6 +203,20 @@ def test_without_remarks_the_first_line_says_so() -> None:
 def test_both_renderings_show_the_figures(shown: str) -> None:
     assert shown in to_markdown(card())
     assert shown in " ".join(rendered(card()).split())
+
+
+def test_of_a_control_only_the_deciding_metric_is_printed_and_the_json_has_all() -> None:
+    values = content()
+    ece = {**values["results"][0]["metrics"][0], "id": "ece/15-equal-width-bins@1", "name": "calibration error (ECE)"}
+    values["results"][0]["metrics"].append({**ece, "value": 0.41})
+    values["results"][0]["controls"][0]["metrics"].append({**ece, "value": 0.77})
+    made = ScoreCard.model_validate(values)
+    for text in (to_markdown(made), rendered(made)):
+        assert "0.410 [0.400, 0.600]" in text
+        assert "0.300 [0.400, 0.600]" in text
+        assert "0.770" not in text
+    control = made.model_dump(mode="json")["results"][0]["controls"][0]
+    assert [metric["value"] for metric in control["metrics"]] == [0.3, 0.77]
 
 
 def rendered(made: ScoreCard) -> str:

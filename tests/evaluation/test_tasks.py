@@ -10,7 +10,7 @@ import pytest
 
 from bmpeft.evaluation.metrics import meteor
 from bmpeft.evaluation.score_card import SplitResult, read_card, to_markdown
-from bmpeft.recipe import TaskSection
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example, Record
 from tests.evaluation.test_controls import Plain
 from tests.evaluation.test_run import only, run, toy

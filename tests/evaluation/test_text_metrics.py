@@ -13,7 +13,7 @@ from sacrebleu.metrics.bleu import BLEU as SacreBleu
 from bmpeft.errors import BmpeftError
 from bmpeft.evaluation.metrics import Resampling, measure, meteor, overlap
 from bmpeft.evaluation.metrics.cider import cider_of_tokens, cider_rows
-from bmpeft.recipe import BeamDecoding
+from bmpeft.recipe_decoding import BeamDecoding
 from bmpeft.records import Prediction, Record
 
 ACCEPTED = (

@@ -10,7 +10,7 @@ import pytest
 from bmpeft.evaluation.metrics import Resampling, measure, vqa
 from bmpeft.evaluation.metrics.alignment import alignment_rows, question_kind
 from bmpeft.evaluation.metrics.vqa_normalization import normalized
-from bmpeft.recipe import BeamDecoding
+from bmpeft.recipe_decoding import BeamDecoding
 from bmpeft.records import Prediction, Record
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from bmpeft.errors import RecipeError, UsageError
-from bmpeft.recipe import MixedDecoding, TaskSection, TrieDecoding, parse_recipe, trie_of, without_answers
+from bmpeft.recipe import parse_recipe
+from bmpeft.recipe_decoding import MixedDecoding, TrieDecoding, trie_of, without_answers
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Example, Record
 from bmpeft.tasks import Task, make_task, predict_examples, spell_out_answers
 from bmpeft.tasks import answers as module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding, MixedDecoding
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding, MixedDecoding
 from bmpeft.records import Example, Record
 from bmpeft.tasks import predict_examples
 from tests.fakes import FakeBackbone, FakeModel

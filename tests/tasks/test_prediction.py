@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bmpeft.errors import BmpeftError
 from bmpeft.images import BytesImage
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding
 from bmpeft.records import Example, Record
 from bmpeft.tasks import predict_examples
 from tests.fakes import FakeBackbone, FakeModel

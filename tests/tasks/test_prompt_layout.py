@@ -9,7 +9,7 @@ import torch
 
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BmpeftError
-from bmpeft.recipe import BeamDecoding
+from bmpeft.recipe_decoding import BeamDecoding
 from bmpeft.records import Example, Record
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.losses import Objective

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding, MixedDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding, MixedDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task
 from bmpeft.tasks.text_understanding import ENTAILMENT_PROMPT

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmpeft.errors import UsageError
-from bmpeft.recipe import BeamDecoding, CandidatesDecoding, TaskSection
+from bmpeft.recipe_decoding import BeamDecoding, CandidatesDecoding
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task
 
@@ -95,7 +96,11 @@ def test_rows_without_an_answer_have_no_target_but_can_be_asked() -> None:
     ("section", "record", "problem"),
     [
         ({"prompt": " {text} {question}"}, MCQ, "record 'q1' has no text, which the prompt asks for ({text})"),
-        ({"decoding": BeamDecoding()}, OPEN, "record 'o1' has no choices, which the prompt asks for ({choices})"),
+        (
+            {"decoding": BeamDecoding()},
+            OPEN,
+            "where questions have none, write task.prompt: ' {question}'",
+        ),
         ({"prompt": " {question}"}, OPEN, "candidates: record 'o1' has no choices; use mixed, trie, beam, sample"),
     ],
 )

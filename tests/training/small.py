@@ -8,7 +8,8 @@ from typing import Any
 
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.progress import Progress
-from bmpeft.recipe import Recipe, TaskSection, parse_recipe
+from bmpeft.recipe import Recipe, parse_recipe
+from bmpeft.recipe_task import TaskSection
 from bmpeft.records import Record
 from bmpeft.tasks import make_task
 from bmpeft.training.encoding import EncodedSplit, encode_split

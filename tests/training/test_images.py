@@ -173,9 +173,10 @@ def test_a_damaged_image_is_named_and_nothing_is_written(trained: Path, question
         ("none.png", "image: no such file: 'none.png'"),
         ("/none.png", "image: no such file: '/none.png'"),
         ("scans", "image: no such file: 'scans'"),
+        ("a" * 5000, f"image: no such file: {'a' * 200!r}"),
         ("scans/../../secret.png", "image: expected a path below this file's directory, or an absolute one"),
     ],
-    ids=["number", "empty", "null", "missing", "absolute", "directory", "outside"],
+    ids=["number", "empty", "null", "missing", "absolute", "directory", "too long", "outside"],
 )
 def test_a_wrong_image_field_is_named(questions: Path, image: Any, message: str) -> None:
     content = questions.read_text() + json.dumps({"question": "?", "image": image}) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from bmpeft.adapters.artifact import Artifact, load_artifact
 from bmpeft.errors import ArtifactError, BmpeftError, RecipeError, UsageError
 from bmpeft.progress import Progress
-from bmpeft.recipe import TaskSection
+from bmpeft.recipe_task import TaskSection
 from bmpeft.tasks import make_task
 from bmpeft.training import run
 from bmpeft.training.encoding import encode_split

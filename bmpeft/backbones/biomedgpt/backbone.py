@@ -26,7 +26,7 @@ from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
 from bmpeft.errors import BackboneError, BmpeftError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
-from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
+from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
 
 

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import LogitsProcessor
 from bmpeft.backbones.biomedgpt.modeling import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.trie import TokenTrie
-from bmpeft.recipe import BeamDecoding, SampleDecoding, TrieDecoding
+from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 
 
 def generate_ids(

@@ -16,8 +16,8 @@ from bmpeft.errors import DataError
 def read_rows(path: Path, info: DatasetInfo, on_bad: OnBadRow = refuse) -> Iterator[Row]:
     """The objects of a file of JSON lines or of one JSON array; the content decides which, not the name.
 
-    Blank lines are skipped but counted, so that a row's number is its line. A bad line or item is handed
-    to `on_bad`; an array that is broken anywhere is an error as a whole.
+    Blank lines are skipped but counted, so that a row's number is its line. A bad line or item (a key that an
+    object has twice, too) is handed to `on_bad`; an array that is broken anywhere is an error as a whole.
 
     Raises:
         DataError: no such file, an empty one, text that is not UTF-8, broken JSON, or an item that is no object.
@@ -47,11 +47,13 @@ def _line_items(path: Path, info: DatasetInfo, on_bad: OnBadRow) -> Iterator[tup
         try:
             text = line.decode("utf-8").strip()
             if text:
-                yield number, json.loads(text)
+                yield number, json.loads(text, object_pairs_hook=lambda pairs: _object(path, pairs))
         except UnicodeDecodeError:
             on_bad(DataError(path, "not UTF-8 text", row=number))
         except json.JSONDecodeError as error:
             on_bad(DataError(path, f"broken JSON at character {error.pos + 1}: {error.msg}", row=number))
+        except DataError as error:
+            on_bad(DataError(path, error.problem, row=number))
         except (RecursionError, ValueError) as error:
             on_bad(DataError(path, f"broken JSON: {_excess(error)}", row=number))
 

@@ -21,6 +21,7 @@ from bmpeft.errors import DataError
 
 LARGEST_PART = 256 * 2**20
 HIGHEST_RATIO = 200  # of a part's size to its compressed size; worksheets reach about 20
+_MOST_DIGITS = 10
 _CELL = re.compile(r"([A-Z]{1,3})([0-9]+)")
 _ESCAPE = re.compile(r"_x(?![dD][89a-fA-F])([0-9A-Fa-f]{4})_")  # no surrogates
 
@@ -50,8 +51,7 @@ def _rows(path: Path, archive: zipfile.ZipFile, on_bad: OnBadRow, columns: tuple
     names: list[str] | None = None
     with archive.open(_part(path, archive, _first_sheet(path, archive))) as file:
         for count, element in enumerate(elements(path, file, "row"), start=1):
-            stated = element.get("r", "")
-            number = int(stated) if stated.isdecimal() else count
+            number = _number(element.get("r", "")) or count
             try:
                 cells = _cells(path, number, element, shared)
             except DataError as error:
@@ -87,9 +87,10 @@ def _text(path: Path, number: int, cell: Element, shared: list[str]) -> str:
     if kind == "e":
         raise DataError(path, "a cell holds an error value instead of text", row=number)
     if kind == "s" and value:
-        if not value.isdecimal() or int(value) >= len(shared):
+        place = _number(value)
+        if place is None or place >= len(shared):
             raise DataError(path, "a cell refers to a text that the workbook does not hold", row=number)
-        return shared[int(value)]
+        return shared[place]
     return _unescaped(value) if kind == "str" else value
 
 
@@ -144,6 +145,11 @@ def _part(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     if part.file_size > LARGEST_PART or part.file_size > HIGHEST_RATIO * max(part.compress_size, 1024):
         raise DataError(path, f"{name} would become {part.file_size >> 20} MiB when decompressed; refused")
     return name
+
+
+def _number(text: str) -> int | None:
+    """A number as workbooks have them: rows, and places of shared texts, of at most ten digits."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _column(letters: str) -> int:

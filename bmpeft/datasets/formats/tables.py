@@ -14,6 +14,7 @@ from bmpeft.datasets.rows import OnBadRow, Row, refuse
 from bmpeft.errors import DataError, did_you_mean
 
 TAB_SUFFIXES = (".tsv", ".tab")
+_LONGEST_NAME = 60  # of a column, in a message; what is longer is no name but a text
 
 
 def read_table(
@@ -118,11 +119,18 @@ def check_header(path: Path, names: list[str], columns: tuple[str, ...], *, hint
         wrong("the header names no column")
     for name in given:
         if given.count(name) > 1:
-            wrong(f"the header names {name!r} twice")
+            wrong(f"the header names {_shown(name)} twice")
+    # A table without a header begins with a row, and no message holds the text of one.
+    header = all(len(name) <= _LONGEST_NAME for name in given)
     for column in columns:
         if column not in given:
-            wrong(f"there is no column {column!r}{did_you_mean(column, given)}")
+            valid = did_you_mean(column, given) if header else "; is the first row a header?"
+            wrong(f"there is no column {column!r}{valid}")
     return names
+
+
+def _shown(name: str) -> str:
+    return repr(name) if len(name) <= _LONGEST_NAME else "a column"
 
 
 def _cells(path: Path, info: DatasetInfo, on_bad: OnBadRow, delimiter: str) -> Iterator[tuple[int, list[str]]]:

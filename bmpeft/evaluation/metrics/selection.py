@@ -14,7 +14,7 @@ from bmpeft.evaluation.metrics.cider import CIDER_D, cider_rows
 from bmpeft.records import Prediction, Record
 
 if TYPE_CHECKING:
-    from bmpeft.recipe import Decoding
+    from bmpeft.recipe_decoding import Decoding
 
 Rows = list[tuple[MetricDefinition, Values]]
 
