@@ -9,6 +9,8 @@ from pathlib import Path
 from bmpeft.errors import BackboneError
 
 BACKBONE_FILE = "backbone.json"
+LICENCE_FILE = "LICENCE_NOTE.md"
+"""In directories of weights that upstream has licence statements about, and of weights trained from them."""
 SCHEMA_VERSION = 1
 
 

@@ -13,7 +13,7 @@ from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.biomedgpt.image_tower import make_processor
-from bmpeft.backbones.description import BACKBONE_FILE, BackboneDescription
+from bmpeft.backbones.description import BACKBONE_FILE, LICENCE_FILE, BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import load_tokenizer
@@ -108,7 +108,16 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
         tokenizer=tokenizer,
         fingerprint=described.fingerprint,
         image_processor=_image_processor(section, model.config, read_processor(directory)),
+        licence_note=_licence_note(directory),
     )
+
+
+def _licence_note(directory: Path) -> bytes | None:
+    path = directory / LICENCE_FILE
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise BackboneError(f"{path}: {error.strerror or error}") from None
 
 
 def _check_tokenizer(directory: Path, section: BackboneSection) -> None:
@@ -133,7 +142,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", LICENCE_FILE]))
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
         raise BackboneError(f"backbone {name!r}: the hub cannot be reached and no copy is cached") from None
     except (HfHubHTTPError, OSError, ValueError) as error:

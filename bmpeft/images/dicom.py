@@ -90,7 +90,15 @@ def _frame(dataset: Dataset) -> np.ndarray:
     if not available:
         # The name comes from pydicom's dictionary: a private syntax is not known to be compressed, and fails above.
         raise Refused(f"a DICOM file compressed as {syntax.name}, for which no decoder is installed (docs/images.md)")
-    return np.asarray(_pixels().pixel_array(dataset, index=0))
+    try:
+        return np.asarray(_pixels().pixel_array(dataset, index=0))
+    except RuntimeError:  # every decoder failed: Pillow, for one, reads JPEG of 8 bits and not of 12
+        if not syntax.is_compressed:
+            raise
+        raise Refused(
+            f"a DICOM file compressed as {syntax.name}, which no installed decoder can read (docs/images.md), "
+            "or a damaged one"
+        ) from None
 
 
 def _windowed(dataset: Dataset, stored: np.ndarray) -> np.ndarray:

@@ -18,6 +18,6 @@ def check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise Refused(f"an image of {width} x {height} pixels has nothing to show")
     if width * height > MAX_PIXELS:
-        raise Refused(f"an image of {width} x {height} pixels; at most {MAX_PIXELS >> 20} million are decoded")
+        raise Refused(f"an image of {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Refused(f"an image of {width} x {height} pixels; one side is more than {MAX_ASPECT} times the other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,14 @@ def test_a_compression_without_a_decoder_is_named(monkeypatch: pytest.MonkeyPatc
     dataset.save_as(buffer)
     with pytest.raises(ImageError, match=r"compressed as JPEG Lossless.*no decoder is installed \(docs/images\.md\)"):
         decode_image(buffer.getvalue(), "scan.dcm")
+
+
+def test_a_compression_that_its_decoder_cannot_read_is_named() -> None:
+    """Pillow is a decoder of the extended process, but of its 8 bits only."""
+    data = Path(pydicom.data.get_testdata_file("JPGExtended.dcm", download=False)).read_bytes()
+    with pytest.raises(ImageError, match=r"compressed as JPEG Extended .*no installed decoder can read") as caught:
+        decode_image(data, "scan.dcm")
+    assert caught.value.__suppress_context__
 
 
 def test_nothing_of_the_header_is_in_the_image() -> None:

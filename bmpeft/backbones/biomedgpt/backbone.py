@@ -20,7 +20,7 @@ from bmpeft.backbones.biomedgpt.modeling import IGNORED_LABEL, BiomedGPTForCondi
 from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.scoring import score_answers
 from bmpeft.backbones.biomedgpt.trie import TokenTrie, build_trie
-from bmpeft.backbones.description import BackboneDescription
+from bmpeft.backbones.description import LICENCE_FILE, BackboneDescription
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
 from bmpeft.backbones.quiet_loading import no_progress_bars
 from bmpeft.backbones.tokenizing import LoadedTokenizer, source_ids, target_ids
@@ -46,6 +46,7 @@ class BiomedGPTBackbone(FrozenBackbone):
         tokenizer: LoadedTokenizer,
         fingerprint: str,
         image_processor: ImageProcessor | None = None,
+        licence_note: bytes | None = None,
     ) -> None:
         processor = image_processor or default_processor(model.config)
         super().__init__(
@@ -60,6 +61,8 @@ class BiomedGPTBackbone(FrozenBackbone):
             image_processor=processor,
         )
         self.loaded_tokenizer = tokenizer
+        # What upstream says about its weights goes wherever they, or weights trained from them, are saved.
+        self.licence_note = licence_note
         # What a directory's generation_config.json asks for would slip into every decoding.
         model.generation_config = GenerationConfig.from_model_config(model.config)
         self._images = ImageLoader(processor)
@@ -209,10 +212,11 @@ class BiomedGPTBackbone(FrozenBackbone):
             tokenizer=self.loaded_tokenizer,
             fingerprint=fingerprint_of(canonical_state(model)),
             image_processor=self.image_processor,
+            licence_note=self.licence_note,
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write weights, config, tokenizer and `backbone.json`; `AutoModelForSeq2SeqLM` reads the directory too.
+        """Write weights, config, tokenizer, licence note and `backbone.json`; `AutoModelForSeq2SeqLM` reads these too.
 
         Raises:
             BackboneError: an adapter is attached to the model, which would be saved along.
@@ -226,6 +230,8 @@ class BiomedGPTBackbone(FrozenBackbone):
         (directory / "tokenizer.json").write_text(self.loaded_tokenizer.text, encoding="utf-8")
         processor = json.dumps(self._images.processor.content(), indent=2) + "\n"
         (directory / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
+        if self.licence_note is not None:
+            (directory / LICENCE_FILE).write_bytes(self.licence_note)
         BackboneDescription(
             family=self.family,
             name=Path(self.name).name,

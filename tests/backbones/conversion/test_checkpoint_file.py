@@ -12,7 +12,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -125,6 +125,16 @@ def test_values_of_training_are_read_without_numpy_running(tmp_path: Path) -> No
     values = {"best": np.float64(0.5), "meters": defaultdict(dict, a={"b": 1}), "path": Path("x"), "log": [np.ones(2)]}
     read = read_checkpoint(save(tmp_path / "a.pt", values))["extra_state"]
     assert isinstance(read["best"], StandIn) and read["meters"] == {"a": {"b": 1}}
+
+
+def test_types_and_containers_of_options_are_read(tmp_path: Path) -> None:
+    """omegaconf keeps the types of a configuration, and Optional has the type of None in it."""
+    values: dict[str, Any] = {"types": [Optional[str], type(None)]}  # noqa: UP045 (the form of Python 3.7)
+    values |= {"sets": [{1}, frozenset({2})], "complex": 1j}
+    values |= {"slice": slice(3), "range": range(3), "bytes": bytearray(b"x")}
+    for layout in ("zip", "legacy"):
+        path = save(tmp_path / "a.pt", values, **LAYOUTS[layout])
+        assert read_checkpoint(path)["extra_state"].keys() == values.keys()
 
 
 def test_a_configuration_that_contains_itself_costs_nothing(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 import resource
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.biomedgpt.conversion import destination as destination_module
@@ -90,6 +92,23 @@ def test_a_tokenizer_that_is_given_goes_along(source: Path, tmp_path: Path) -> N
     assert (tmp_path / "backbone" / "tokenizer.json").read_bytes() == (NANO / "tokenizer.json").read_bytes()
     # It comes along when the directory itself is the source.
     assert "from tokenizer.json of the source" in run(tmp_path / "backbone", None, dry_run=True).tokenizer
+
+
+def test_the_licence_note_goes_wherever_the_weights_go(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "backbone", tokenizer=NANO)
+    note = (tmp_path / "backbone" / "LICENCE_NOTE.md").read_bytes()
+    backbone: Any = load(tmp_path / "backbone")
+    backbone.save_pretrained(tmp_path / "saved")
+    backbone.trained("trained", torch.float32).save_pretrained(tmp_path / "trained")
+    for name in ("saved", "trained"):
+        assert (tmp_path / name / "LICENCE_NOTE.md").read_bytes() == note
+        run(tmp_path / name, tmp_path / f"{name}-cast", dtype="bfloat16")
+        assert (tmp_path / f"{name}-cast" / "LICENCE_NOTE.md").read_bytes() == note
+
+
+def test_weights_that_are_not_upstreams_get_no_note_of_theirs(tmp_path: Path) -> None:
+    report = run(NANO, tmp_path / "nano", dtype="bfloat16")
+    assert report.licence == () and not (tmp_path / "nano" / "LICENCE_NOTE.md").exists()
 
 
 def test_published_tokenizer_files_go_along_and_come_back(shared_data: Path, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
+from bmpeft.backbones.description import LICENCE_FILE
 from bmpeft.progress import ProgressTask
 
 # A shard is also what is held in memory at once where tensors are cast; those that are not cast stay in their file.
 MAX_SHARD_BYTES = 1_000_000_000
-LICENCE_FILE = "LICENCE_NOTE.md"
 
 
 def write_tensors(

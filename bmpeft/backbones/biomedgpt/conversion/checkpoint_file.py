@@ -57,7 +57,9 @@ _STOOD_IN_FOR = frozenset(
         "pathlib.PosixPath",
         "operator.getitem",  # typing.Optional[str], as Python 3.7 writes it
         "_operator.getitem",
+        "builtins.type",  # of None, in typing.Optional
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")),
+        *(f"builtins.{name}" for name in ("bytearray", "complex", "frozenset", "range", "set", "slice")),
     }
 )
 # Configurations of fairseq and of upstream's own packages, as omegaconf nodes or as they are.

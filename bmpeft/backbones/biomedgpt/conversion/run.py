@@ -29,7 +29,7 @@ from bmpeft.backbones.biomedgpt.conversion.published import write_fairseq, write
 from bmpeft.backbones.biomedgpt.conversion.report import LICENCE, ConversionReport
 from bmpeft.backbones.biomedgpt.conversion.sources import Source, Weights, open_source
 from bmpeft.backbones.biomedgpt.conversion.state import CanonicalState, canonical_tensors
-from bmpeft.backbones.description import BackboneDescription
+from bmpeft.backbones.description import LICENCE_FILE, BackboneDescription
 from bmpeft.backbones.fingerprint import fingerprint_of
 from bmpeft.errors import BackboneError, UsageError
 from bmpeft.images.processing import PROCESSOR_FILE
@@ -140,7 +140,8 @@ class _Work:
     def report(self, dry_run: bool) -> ConversionReport:
         config = self.state.config
         declared_in = self.source.declared_in
-        upstream = self.described is None or self.described.init == "pretrained"
+        # A backbone directory of weights that are not upstream's, such as nano's, has no note.
+        upstream = self.described is None or (self.source.path / LICENCE_FILE).is_file()
         return ConversionReport(
             source=self.source.path.resolve().name,
             source_format=self.source.format,
