@@ -71,7 +71,7 @@ class ExcludeSection(Section):
 
     dataset: str = Field(description="name of a reader; see `bmpeft data list`")
     path: str = Field(description="below data_root; `embedded` for the synthetic set of the package")
-    splits: tuple[str, ...] = Field(("validation", "test*"), min_length=1, description="names, or patterns such as test*")
+    splits: tuple[str, ...] = Field(("validation", "test*"), min_length=1, description="names or patterns")
     variant: str | None = Field(None, description="of the dataset, as data.variant")
     split_by: Literal["official", "group", "image"] = Field("official", description="as data.split_by")
     cop_base: Literal[0, 1] | None = Field(None, description="medmcqa only, as data.cop_base")
@@ -128,7 +128,7 @@ class PretrainTrainingSection(Section):
         "untrained encoder's output collapses to a constant in the first steps (docs/nano.md)",
     )
     tower_learning_rate_factor: float = Field(
-        1.0, gt=0.0, le=100.0, description="the image tower and the layer behind it train at this share of learning_rate"
+        1.0, gt=0.0, le=100.0, description="image tower and the layer behind it train at this share"
     )
     batch_statistics: float = Field(
         0.8,
@@ -149,7 +149,7 @@ class PretrainTrainingSection(Section):
     seed: int = Field(0, ge=0)
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(20, ge=1)
-    validation_share: float = Field(0.01, gt=0.0, lt=0.5, description="of each source's texts and images, never trained on")
+    validation_share: float = Field(0.01, gt=0.0, lt=0.5, description="of each source, never trained on")
 
 
 class PretrainOutputSection(Section):
@@ -193,7 +193,8 @@ class PretrainRecipe(Section):
         content["backbone"]["name"] = portable_name(self.backbone.name)
         places = [(content, "data_root"), (content["output"], "directory"), (content["output"], "runs")]
         places += [(content["backbone"], "tokenizer"), *((source, "path") for source in content["corpus"])]
-        places += [*((source, "without_ids") for source in content["corpus"]), *((e, "path") for e in content["exclude"])]
+        places += [(source, "without_ids") for source in content["corpus"]]
+        places += [(excluded, "path") for excluded in content["exclude"]]
         for section, key in places:
             if section[key] is not None:
                 section[key] = Path(section[key]).name

@@ -30,9 +30,7 @@ class MixtureBatches(Sampler[list[int]]):
         seed: of their order.
     """
 
-    def __init__(
-        self, rows: MixtureRows, *, batch_tokens: int, batch_images: int, batches: int, seed: int
-    ) -> None:
+    def __init__(self, rows: MixtureRows, *, batch_tokens: int, batch_images: int, batches: int, seed: int) -> None:
         self._rows, self._batches, self._seed = rows, batches, seed
         self._batch_tokens, self._batch_images = batch_tokens, batch_images
 

@@ -57,9 +57,7 @@ class Source:
 
     def held_out(self) -> Source:
         """The same source with what is not trained on."""
-        return Source(
-            self.name, self.weight, self.held_out_texts, self.held_out_questions, self.held_out_images
-        )
+        return Source(self.name, self.weight, self.held_out_texts, self.held_out_questions, self.held_out_images)
 
 
 def read_corpus(recipe: PretrainRecipe) -> tuple[Source, ...]:

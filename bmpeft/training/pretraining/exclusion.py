@@ -35,9 +35,7 @@ class Excluded:
     def of_texts(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is excluded."""
         parts = documents_seen(texts, self.texts) if self.texts else [False] * len(texts)
-        return [
-            part or normalize_words(text) in self.texts for text, part in zip(texts, parts, strict=True)
-        ]
+        return [part or normalize_words(text) in self.texts for text, part in zip(texts, parts, strict=True)]
 
     def of_images(self, dataset: str, records: Sequence[Record]) -> list[bool]:
         """Whether each record of a dataset is excluded by its image or its group. Raises ImageError."""

@@ -40,7 +40,8 @@ def read_images(section: CorpusSection, root: Path) -> list[tuple[ShownImage, Re
         UsageError: no such reader, or it has no such option.
         RecipeError: `label_shows` has a label that the dataset has not, or the dataset has no images or no labels.
     """
-    assert section.dataset is not None and section.path is not None
+    assert section.dataset is not None
+    assert section.path is not None
     data = DataSection(
         dataset=section.dataset,
         path=str(root / section.path),
@@ -48,20 +49,21 @@ def read_images(section: CorpusSection, root: Path) -> list[tuple[ShownImage, Re
         label_names=section.label_names,
     )
     records = read_dataset(data).splits.get("train", ())
-    if not records or any(r.image is None or r.choices is None or r.label is None for r in records):
+    labelled = [(r, r.image, r.choices[r.label]) for r in records if r.image and r.choices and r.label is not None]
+    if not records or len(labelled) < len(records):
         raise RecipeError(f"corpus {section.name}: {section.dataset} has no training split of images with labels")
     names = dict.fromkeys(name for record in records for name in record.choices or ())
     label_shows = {str(label): shown for label, shown in section.label_shows.items()}
     for label in label_shows:
         if label not in names:
-            raise RecipeError(f"corpus {section.name}: label_shows: no label is named {label!r}{did_you_mean(label, names)}")
+            raise RecipeError(
+                f"corpus {section.name}: label_shows: no label is named {label!r}{did_you_mean(label, names)}"
+            )
     images = []
-    for record in records:
-        assert record.image is not None and record.choices is not None and record.label is not None
-        label = record.choices[record.label]
+    for record, image, label in labelled:
         shown = {**section.shows, **label_shows.get(label, {})}
         ordered = tuple((name, shown[name]) for name in ATTRIBUTES if name in shown)
-        images.append((ShownImage(record.image, label, ordered, section.mirrored, record.group), record))
+        images.append((ShownImage(image, label, ordered, section.mirrored, record.group), record))
     return images
 
 

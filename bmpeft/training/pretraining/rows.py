@@ -16,7 +16,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerFast
 
 from bmpeft.backbones.base import EncodedExample
-from bmpeft.images.augmentation import AugmentedImage, Augmentation
+from bmpeft.images.augmentation import Augmentation, AugmentedImage
 from bmpeft.pretrain_recipe import ObjectiveSection
 from bmpeft.records import ImageReference
 from bmpeft.tasks.captioning import Captioning
@@ -33,6 +33,12 @@ PretrainTask = Literal[
     "image_text_matching",
 ]
 TEXT_TASKS: tuple[PretrainTask, ...] = ("infilling", "question_answering")
+IMAGE_TASKS: tuple[PretrainTask, ...] = (
+    "captioning",
+    "visual_question_answering",
+    "image_classification",
+    "image_text_matching",
+)
 INFILLING_PROMPT = (' what is the complete text of "', ' "?')
 MATCHING_PROMPT = (' does the image describe " ', ' "?')
 CHARACTERS_PER_TOKEN = 4.0
@@ -107,8 +113,8 @@ class MixtureRows:
             raise ValueError("no source has texts, questions or images")
         self._weights = [pool.weight for pool in self._pools]
         self._image_texts = ImageTexts([source.images for source in sources])
-        self._image_tasks = [task for task, share in objective.image_tasks if share > 0.0]
-        self._image_shares = [share for _, share in objective.image_tasks if share > 0.0]
+        shares = {task: getattr(objective.image_tasks, task) for task in IMAGE_TASKS}
+        self._image_shares: dict[PretrainTask, float] = {task: share for task, share in shares.items() if share > 0.0}
         self._known: dict[str, list[int]] = {}
 
     def __getitem__(self, number: int) -> EncodedExample:
@@ -146,12 +152,12 @@ class MixtureRows:
         infilled = any(pool.texts for pool in self._pools)
         asked = any(pool.questions for pool in self._pools) and self._objective.question_share > 0.0
         of_text = [task for task, there in zip(TEXT_TASKS, (infilled, asked), strict=True) if there]
-        return (*of_text, *(self._image_tasks if any(pool.images for pool in self._pools) else ()))
+        return (*of_text, *(self._image_shares if any(pool.images for pool in self._pools) else ()))
 
     def _of_image(self, pool: _Pool, number: int, generator: random.Random) -> MixtureRow:
         assert self._reading is not None
         shown = generator.choice(pool.images)
-        task: PretrainTask = generator.choices(self._image_tasks, self._image_shares)[0]
+        task = generator.choices(list(self._image_shares), list(self._image_shares.values()))[0]
         if task == "image_classification":
             source, target = ImageClassification.default_prompt, " " + shown.label
         elif task == "captioning":

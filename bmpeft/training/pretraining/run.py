@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bmpeft.backbones import load_frozen_backbone
+from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE
 from bmpeft.errors import BmpeftError, UsageError
@@ -133,13 +133,14 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
 
 
 def mixture_rows(
-    sources: Sequence[Source], backbone: BiomedGPTBackbone, recipe: PretrainRecipe, *, augmented: bool = True
+    sources: Sequence[Source], backbone: FrozenBackbone, recipe: PretrainRecipe, *, augmented: bool = True
 ) -> MixtureRows:
     """The rows of a recipe's sources; `augmented` images are those that are trained on."""
-    assert backbone.image_processor is not None
-    side = backbone.image_processor.image_size
-    limits = Augmentation(**recipe.training.augmentation.model_dump()) if augmented else None
-    reading = ImageReading(side, (side // STRIDE) ** 2, limits)
+    reading = None
+    if backbone.image_processor is not None:
+        side = backbone.image_processor.image_size
+        limits = Augmentation(**recipe.training.augmentation.model_dump()) if augmented else None
+        reading = ImageReading(side, (side // STRIDE) ** 2, limits)
     return MixtureRows(sources, backbone.tokenizer, recipe.objective, recipe.training.seed, reading)
 
 

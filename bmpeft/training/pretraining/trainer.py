@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bmpeft.pretrain_recipe import PretrainTrainingSection
 from bmpeft.training.pretraining.batches import MixtureBatches
-from bmpeft.training.pretraining.rows import TEXT_TASKS, MixtureRow, MixtureRows, PretrainTask
+from bmpeft.training.pretraining.rows import IMAGE_TASKS, MixtureRow, MixtureRows, PretrainTask
 from bmpeft.training.trainer import SequenceTrainer
 
 BETAS = (0.9, 0.98)
@@ -37,7 +37,7 @@ class MixtureDataset(Dataset[MixtureRow]):
     @property
     def has_images(self) -> bool:
         """Whether rows may have an image."""
-        return any(task not in TEXT_TASKS for task in self._rows.tasks)
+        return any(task in IMAGE_TASKS for task in self._rows.tasks)
 
 
 class PretrainTrainer(SequenceTrainer):

@@ -92,9 +92,7 @@ def caption(shown: Attributes, generator: random.Random, *, whole: bool = False)
     return text
 
 
-def question(
-    shown: Attributes, others: Mapping[str, Sequence[str]], generator: random.Random
-) -> tuple[str, str]:
+def question(shown: Attributes, others: Mapping[str, Sequence[str]], generator: random.Random) -> tuple[str, str]:
     """A question about an image and its answer; half of them are answered by yes or no, those evenly.
 
     Args:
