@@ -124,8 +124,14 @@ class PretrainTrainingSection(Section):
         0.05,
         gt=0.0,
         le=1.0,
-        description="the encoder's own parameters train at this share of learning_rate: at the full rate an "
+        description="the encoder's own parameters train at this share of learning_rate at first: at the full rate an "
         "untrained encoder's output collapses to a constant in the first steps (docs/nano.md)",
+    )
+    encoder_slow_share: float = Field(
+        0.1, ge=0.0, le=0.5, description="share of the steps at that rate; it rises in as many steps again"
+    )
+    encoder_late_factor: float | None = Field(
+        None, gt=0.0, le=1.0, description="the encoder's share of learning_rate from then on; default: as at first"
     )
     tower_learning_rate_factor: float = Field(
         1.0, gt=0.0, le=100.0, description="image tower and the layer behind it train at this share"
@@ -150,6 +156,12 @@ class PretrainTrainingSection(Section):
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(20, ge=1)
     validation_share: float = Field(0.01, gt=0.0, lt=0.5, description="of each source, never trained on")
+
+    @model_validator(mode="after")
+    def _rising(self) -> PretrainTrainingSection:
+        if self.encoder_late_factor is not None and self.encoder_late_factor < self.encoder_learning_rate_factor:
+            raise ValueError("encoder_late_factor: lower than encoder_learning_rate_factor")
+        return self
 
 
 class PretrainOutputSection(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from bmpeft.training.checkpoints import CheckpointStore, recipe_identity, requir
 from bmpeft.training.patch_sampling import check_patch_sampling
 from bmpeft.training.pretraining.batches import MixtureBatches
 from bmpeft.training.pretraining.corpus import Source, read_corpus
+from bmpeft.training.pretraining.processes import process_count, process_number, require_enough_rows, use_own_device
 from bmpeft.training.pretraining.rows import ImageReading, MixtureRow, MixtureRows, PretrainTask
 from bmpeft.training.pretraining.trainer import MixtureDataset, PretrainTrainer
 from bmpeft.training.run_directory import set_aside
@@ -69,11 +71,17 @@ class PretrainOutcome:
 def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False) -> PretrainOutcome:
     """Pretrain and store a backbone; `resume` goes on from the last checkpoint of the same recipe.
 
+    Under ``torchrun`` or ``accelerate launch`` the processes share each batch; the first one alone shows progress and
+    writes logs, checkpoints and the backbone.
+
     Raises:
         UsageError: the directory exists, or there is no checkpoint of this recipe to go on from.
         Interrupted: a signal came; a checkpoint is written.
         DataError: a source is missing or broken.
     """
+    use_own_device()
+    first = process_number() == 0
+    progress = progress if first else Progress(quiet=True)
     directory = Path(recipe.output.directory)
     if directory.exists():
         raise UsageError(f"{directory}: exists; output.directory=... names another one")
@@ -92,6 +100,8 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
         bar.advance(1)
     images = any(source.images for source in sources)
     _check_images(rows, recipe, images)
+    if images:
+        require_enough_rows(recipe.training.batch_images, process_count())
     _open_parameters(backbone, recipe.training.dropout, images)
 
     batches = MixtureBatches(
@@ -102,9 +112,10 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
         seed=recipe.training.seed,
     )
     identity = {**recipe_identity(recipe.model_dump(mode="json")), "backbone fingerprint": backbone.fingerprint}
+    identity["processes"] = str(process_count())
     checkpoints = CheckpointStore(run_directory / "checkpoints", identity)
     checkpoint = checkpoints.latest(progress.line) if resume else None
-    if checkpoint is None:
+    if checkpoint is None and first:
         set_aside(run_directory)
         run_directory.mkdir(parents=True)
     trainer = PretrainTrainer(
@@ -121,7 +132,8 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
     )
     steps = range(recipe.training.checkpoint_steps, recipe.training.steps + 1, recipe.training.checkpoint_steps)
     trainer.add_callback(EvaluationSchedule({*steps, recipe.training.steps}, evaluate=bool(validation)))
-    with RunLog(run_directory / "log.jsonl") as log, progress.task("pretraining", total=recipe.training.steps) as bar:
+    log_file = run_directory / "log.jsonl" if first else Path(os.devnull)
+    with RunLog(log_file) as log, progress.task("pretraining", total=recipe.training.steps) as bar:
         trainer.add_callback(LogCallback(log))
         trainer.add_callback(ProgressCallback(bar))
         if checkpoint is not None:
@@ -217,6 +229,7 @@ def _store(
             for section, source, counts in zip(recipe.corpus, sources, rows.counts, strict=True)
         ],
         "steps": recipe.training.steps,
+        "processes": process_count(),
         "steps_by_task": dict(sorted(trainer.steps_by_task.items())),
         "precision": trainer.precision,
         "supervised_tokens": trainer.supervised_tokens,
@@ -227,6 +240,8 @@ def _store(
         "versions": package_versions("torch", "transformers", "accelerate"),
         "fingerprint": trained.fingerprint,
     }
+    if process_number() != 0:
+        return PretrainOutcome(directory, trained.fingerprint, report)
     temporary = directory.with_name(f".{directory.name}.incomplete")
     temporary.mkdir(parents=True, exist_ok=True)
     trained.save_pretrained(temporary)
