@@ -39,7 +39,7 @@ def recipe(root: Path, corpus: list[dict[str, Any]], **sections: Any) -> Pretrai
         "output": {"directory": str(root / "backbone"), "runs": str(root / "runs")},
     }
     for name, values in sections.items():
-        content[name] = {**content.get(name, {}), **values}
+        content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values
     return PretrainRecipe.model_validate(content)
 
 
