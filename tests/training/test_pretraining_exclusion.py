@@ -63,7 +63,7 @@ def test_texts_of_measured_splits_leave_the_corpus_as_their_recipe_divides_them(
         (LONG, True),
         (LONG.upper().replace(" ", "  ") + "!", True),  # the same words
         ("She writes: " + LONG, True),  # most of its 13-word sequences
-        (LONG[:60], False),
+        (LONG[:40], False),
         ("Another text about another patient, who has had no cough and a fever for four weeks on end.", False),
     ],
 )
