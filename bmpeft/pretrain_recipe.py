@@ -1,13 +1,14 @@
-"""The recipe of `kind: pretrain`: a mixture of texts, two objectives, a whole backbone as the result.
+"""The recipe of `kind: pretrain`: a mixture of texts and images, six objectives, a whole backbone as the result.
 
-Source of the objectives: BiomedGPT (Zhang et al. 2024), whose text tasks these are: infilling of masked
-spans and question answering.
+Source of the objectives: BiomedGPT (Zhang et al. 2024), whose pretraining tasks these are: infilling of masked
+spans, question answering, captioning, visual question answering, image classification, image-text matching.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,53 +19,135 @@ from bmpeft.recipe import BackboneSection, Recipe, portable_name
 from bmpeft.recipe_file import check_content, read_content
 from bmpeft.recipe_section import Section
 
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+Attribute = Literal["modality", "organ", "view", "finding", "severity", "size", "count"]
+"""What the labels of a dataset may stand for, see `bmpeft.training.pretraining.wordings`."""
+
 
 class CorpusSection(Section):
-    """One source of texts or of questions with answers."""
+    """One source: texts and questions of a file (`path`), the embedded facts, or images of a dataset (`dataset`)."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$", description="in logs and the report")
     path: str | None = Field(None, description="below data_root: .txt, .jsonl, .json, .csv or .tsv, also with .gz")
     embedded: Literal["facts"] | None = Field(None, description="instead of path: the known facts, as statements")
     text: tuple[str, ...] = Field((), description="columns to infill; a number counts the columns of a .tsv from 0")
-    question: str | None = Field(None, description="column of the question")
-    answer: str | None = Field(None, description="column of its answer")
+    prompt: str | None = Field(
+        None, description='what is asked, with columns in braces, such as " {question}"; starts with a space'
+    )
+    answer: str | None = Field(None, description="column of the prompt's answer; a list is joined by semicolons")
     without_ids: str | None = Field(None, description="below data_root: a .json whose keys name rows to leave out")
+    dataset: str | None = Field(
+        None, description="reader of the images at path; their training split is read, see `bmpeft data list`"
+    )
+    variant: str | None = Field(None, description="of the dataset, as data.variant")
+    label_names: dict[str | int, str] | None = Field(None, description="of the dataset, as data.label_names")
+    shows: dict[Attribute, str] = Field({}, description="what every image of the dataset shows: attribute -> words")
+    label_shows: dict[str | int, dict[Attribute, str]] = Field(
+        {}, description="what images of a label show besides: name of the label -> attribute -> words"
+    )
+    mirrored: bool = Field(False, description="whether an image's label and attributes hold for its mirror image")
     weight: float = Field(gt=0.0, description="share of the rows, relative to the other sources")
-    licence: str = Field(description="of the texts; goes into the report")
+    licence: str = Field(description="of the texts or images; goes into the report")
     obtain: str = Field("", description="where the file comes from; shown where it is missing")
 
     @model_validator(mode="after")
     def _one_kind(self) -> CorpusSection:
         if (self.path is None) == (self.embedded is None):
             raise ValueError("give either path or embedded")
-        if (self.question is None) != (self.answer is None):
-            raise ValueError("question and answer belong together")
+        if (self.prompt is None) != (self.answer is None):
+            raise ValueError("prompt and answer belong together")
+        if self.prompt is not None:
+            columns, literals = _COLUMN.findall(self.prompt), _COLUMN.sub("", self.prompt)
+            if not columns or len(set(columns)) < len(columns) or "{" in literals or "}" in literals:
+                raise ValueError("prompt: names columns in braces, each once, such as {question}")
+        if self.dataset is not None and (self.text or self.prompt or self.without_ids):
+            raise ValueError("text, prompt, answer and without_ids are for files of texts, not for a dataset")
+        if self.dataset is None and (self.variant or self.label_names or self.shows or self.label_shows):
+            raise ValueError("variant, label_names, shows and label_shows are for a dataset of images")
+        return self
+
+
+class ExcludeSection(Section):
+    """Rows that something is measured on: whatever the corpus shares with them is removed from it."""
+
+    dataset: str = Field(description="name of a reader; see `bmpeft data list`")
+    path: str = Field(description="below data_root; `embedded` for the synthetic set of the package")
+    splits: tuple[str, ...] = Field(("validation", "test*"), min_length=1, description="names or patterns")
+    variant: str | None = Field(None, description="of the dataset, as data.variant")
+    split_by: Literal["official", "group", "image"] = Field("official", description="as data.split_by")
+    cop_base: Literal[0, 1] | None = Field(None, description="medmcqa only, as data.cop_base")
+
+
+class ImageTasksSection(Section):
+    """Of the rows with an image, the shares of the tasks, relative to each other; 0 leaves one out."""
+
+    captioning: float = Field(1.0, ge=0.0)
+    visual_question_answering: float = Field(1.0, ge=0.0)
+    image_classification: float = Field(1.0, ge=0.0)
+    image_text_matching: float = Field(1.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _some(self) -> ImageTasksSection:
+        if not any(self.model_dump().values()):
+            raise ValueError("one of the tasks needs a share above 0")
         return self
 
 
 class ObjectiveSection(Section):
-    """How a row is made of a text."""
+    """How a row is made of a text or an image."""
 
     mask_share: float = Field(0.3, gt=0.0, lt=1.0, description="share of the tokens that infilling hides")
     mean_span: float = Field(3.0, ge=1.0, le=20.0, description="Poisson mean of a hidden span's length, in tokens")
     question_share: float = Field(0.5, ge=0.0, le=1.0, description="of a source with both, the share of questions")
     max_source_length: int = Field(128, ge=16, le=1024, description="tokens, special tokens included")
     max_target_length: int = Field(96, ge=8, le=1024, description="tokens, end token included; longer texts are split")
+    image_tasks: ImageTasksSection = ImageTasksSection()
+
+
+class AugmentationSection(Section):
+    """How images are changed at each reading, see `bmpeft.images.augmentation`; validation reads them as they are."""
+
+    shift: float = Field(0.1, ge=0.0, le=0.5, description="share of the side")
+    rotation: float = Field(12.0, ge=0.0, le=180.0, description="degrees")
+    scale: float = Field(0.15, ge=0.0, lt=1.0)
+    brightness: float = Field(0.15, ge=0.0, le=1.0, description="share of the range of values")
+    contrast: float = Field(0.3, ge=0.0, le=1.0)
 
 
 class PretrainTrainingSection(Section):
-    """AdamW over all text parameters; the image tower stays as it is while no source has images."""
+    """AdamW over all parameters; those that only images reach stay as they are while no source has images."""
 
     steps: int = Field(ge=1, description="optimizer steps")
     batch_tokens: int = Field(4096, ge=64, description="tokens of source and target in a batch, padding included")
+    batch_images: int = Field(32, ge=2, description="rows of a batch with images; all of one task")
     learning_rate: float = Field(1e-3, gt=0.0, le=1.0)
     encoder_learning_rate_factor: float = Field(
         0.05,
         gt=0.0,
         le=1.0,
-        description="the encoder's own parameters train at this share of learning_rate: at the full rate an "
+        description="the encoder's own parameters train at this share of learning_rate at first: at the full rate an "
         "untrained encoder's output collapses to a constant in the first steps (docs/nano.md)",
     )
+    encoder_slow_share: float = Field(
+        0.1, ge=0.0, le=0.5, description="share of the steps at that rate; it rises in as many steps again"
+    )
+    encoder_late_factor: float | None = Field(
+        None, gt=0.0, le=1.0, description="the encoder's share of learning_rate from then on; default: as at first"
+    )
+    tower_learning_rate_factor: float = Field(
+        1.0, gt=0.0, le=100.0, description="image tower and the layer behind it train at this share"
+    )
+    batch_statistics: float = Field(
+        0.8,
+        ge=0.0,
+        le=1.0,
+        description="share of the steps in which the tower's BatchNorm normalises by its batch; in the others by its "
+        "running statistics, as it always does once it is frozen",
+    )
+    sample_patch_num: int | None = Field(
+        None, ge=1, description="read so many randomly drawn patches of each image, as BiomedGPT was pretrained"
+    )
+    augmentation: AugmentationSection = AugmentationSection()
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
@@ -73,7 +156,13 @@ class PretrainTrainingSection(Section):
     seed: int = Field(0, ge=0)
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(20, ge=1)
-    validation_share: float = Field(0.01, gt=0.0, lt=0.5, description="of each source's texts, never trained on")
+    validation_share: float = Field(0.01, gt=0.0, lt=0.5, description="of each source, never trained on")
+
+    @model_validator(mode="after")
+    def _rising(self) -> PretrainTrainingSection:
+        if self.encoder_late_factor is not None and self.encoder_late_factor < self.encoder_learning_rate_factor:
+            raise ValueError("encoder_late_factor: lower than encoder_learning_rate_factor")
+        return self
 
 
 class PretrainOutputSection(Section):
@@ -93,6 +182,7 @@ class PretrainRecipe(Section):
     data_root: str = Field(".", description="directory that the sources' paths start from")
     backbone: BackboneSection
     corpus: tuple[CorpusSection, ...] = Field(min_length=1)
+    exclude: tuple[ExcludeSection, ...] = ()
     objective: ObjectiveSection = ObjectiveSection()
     training: PretrainTrainingSection
     output: PretrainOutputSection
@@ -116,6 +206,8 @@ class PretrainRecipe(Section):
         content["backbone"]["name"] = portable_name(self.backbone.name)
         places = [(content, "data_root"), (content["output"], "directory"), (content["output"], "runs")]
         places += [(content["backbone"], "tokenizer"), *((source, "path") for source in content["corpus"])]
+        places += [(source, "without_ids") for source in content["corpus"]]
+        places += [(excluded, "path") for excluded in content["exclude"]]
         for section, key in places:
             if section[key] is not None:
                 section[key] = Path(section[key]).name

@@ -88,6 +88,10 @@ def test_other_commands_are_those_that_ci_runs(document: Path, line: str) -> Non
     if words[0] == "make":
         dry_run = ["make", "--dry-run", *words[1:]]
         assert subprocess.run(dry_run, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    elif words[0] == "torchrun":
+        # Several processes of a command that is also given for one; test_pretraining_processes.py runs them.
+        assert words[2:4] == ["-m", "bmpeft"]
+        assert f"bmpeft {' '.join(words[4:])}" in commands(ROOT / document)
     elif words[0] == ".venv/bin/pip":
         assert words[1:] == ["install", "--editable", ".[test]", "--constraint", "constraints.txt"]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -374,11 +374,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_problem_in_a_list_names_the_item(tmp_path: Path) -> None:
     text = shipped_recipe("pretrain").path.read_text(encoding="utf-8")
     path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("weight: 48", "weight: -48"), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -48 is out of range: must be > 0\.0$"):
+    path.write_text(text.replace("weight: 60", "weight: -60"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -60 is out of range: must be > 0\.0$"):
         load_any_recipe(path)
     path.write_text(text.replace("obtain: PubMedQA", "obtained: PubMedQA"), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"unknown key 'corpus\[3\]\.obtained'; did you mean 'obtain'\?$"):
+    with pytest.raises(RecipeError, match=r"unknown key 'corpus\[5\]\.obtained'; did you mean 'obtain'\?$"):
         load_any_recipe(path)
 
 

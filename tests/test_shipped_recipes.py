@@ -92,7 +92,7 @@ def test_a_recipe_for_your_own_data_has_at_most_25_lines(name: str, tmp_path: Pa
 def leaks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Similar images and documents are only reported, and take the most time to find."""
     monkeypatch.setattr("bmpeft.datasets.leakage.MAX_IMAGES", 0)
-    monkeypatch.setattr("bmpeft.datasets.leakage._documents_seen", lambda documents, _: [False] * len(documents))
+    monkeypatch.setattr("bmpeft.datasets.leakage.documents_seen", lambda documents, _: [False] * len(documents))
 
 
 @pytest.mark.usefixtures("leaks_only")

@@ -44,9 +44,12 @@ def train(
 
 def _pretrain(recipe: PretrainRecipe, resume: bool, as_json: bool, quiet: bool) -> None:
     with work(quiet) as progress:
+        from bmpeft.training.pretraining.processes import process_number
         from bmpeft.training.pretraining.run import pretrain
 
         outcome = pretrain(recipe, progress=progress, resume=resume)
+    if process_number() != 0:
+        return
     if as_json:
         print_json({"backbone": str(outcome.directory), "report": outcome.report})
     else:

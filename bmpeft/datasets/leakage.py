@@ -217,7 +217,7 @@ class _Seen:
             "row": verbatim,
             "similar": pictures.similar(rows, self.digests),
             "question": [same and not whole for same, whole in zip(asked, verbatim, strict=True)],
-            "document": _documents_seen(others, self.documents),
+            "document": documents_seen(others, self.documents),
         }
 
 
@@ -240,7 +240,7 @@ def _document(record: Record) -> str:
     return record.text or record.question or ""
 
 
-def _documents_seen(documents: Sequence[str], known: Iterable[str]) -> list[bool]:
+def documents_seen(documents: Sequence[str], known: Iterable[str]) -> list[bool]:
     """Whether at least `GRAM_SHARE` of each document's n-grams are in any of the known ones."""
     numbers: dict[str, int] = {}
     total = sum(max(0, len(document.split()) - GRAM_WORDS + 1) for document in documents)

@@ -22,7 +22,7 @@ from bmpeft.records import Example
 from bmpeft.tasks import make_task
 from bmpeft.training.encoding import encode_split
 from bmpeft.training.pretraining.corpus import read_corpus
-from bmpeft.training.pretraining.rows import MixtureRows
+from bmpeft.training.pretraining.run import mixture_rows
 
 IGNORED_LABEL = -100  # see `FrozenBackbone.collate`
 SURVEYED_ROWS = 2048
@@ -178,7 +178,7 @@ def _of_mixture(recipe: PretrainRecipe, split: str, rows: int, progress: Progres
     backbone = load_frozen_backbone(recipe.backbone)
     with progress.task("tokenizing", total=1) as bar:
         try:
-            mixture = MixtureRows(sources, backbone.tokenizer, recipe.objective, recipe.training.seed)
+            mixture = mixture_rows(sources, backbone, recipe)
         except ValueError as error:
             raise RecipeError(f"corpus: {error}") from None
         encoded = [mixture[number] for number in range(max(rows, SURVEYED_ROWS))]

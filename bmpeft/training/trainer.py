@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ AVERAGE_FILE = "average.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 STATE_FILE = "state.json"
+TASK_PREFIX = "loss/"
+"""Stands in logs before the name of a mixture's task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Validation:
     """The validation split measured after an optimizer step.
 
     With a moving average `loss` and `accuracy` are those of the averaged tensors, which are the ones that are
-    stored; those of the tensors as they were trained stand beside them.
+    stored; those of the tensors as they were trained stand beside them. `by_task` has the losses of a mixture's tasks.
     """
 
     step: int
@@ -61,6 +63,7 @@ class Validation:
     accuracy: float | None
     loss_without_average: float | None = None
     accuracy_without_average: float | None = None
+    by_task: Mapping[str, float] | None = None
 
 
 class SequenceTrainer(Trainer):
@@ -117,11 +120,12 @@ class SequenceTrainer(Trainer):
         self._loss_sum = 0.0
         self._clock = Stopwatch()
         self._parameters = training_state.trainable(model)
+        self._tensors = {**self._parameters, **training_state.learned_statistics(model)}
         self._gradients = GradientCheck(
             self._parameters,
             drop_path=highest_rate(backbone, section.drop_path),
             rows=section.batch_size * section.gradient_accumulation,
-            images=isinstance(train_rows, EncodedDataset) and train_rows.has_images,
+            images=train_rows.has_images,
             say=say,
         )
         self._objective = make_objective(section, backbone)
@@ -285,7 +289,7 @@ class SequenceTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         if averaged is not None:
             metrics |= {f"eval_{name}_without_average": value for name, value in as_trained.items()}
-        self.validations.append(Validation(step, **{"accuracy": None, **_without_prefix(metrics)}))
+        self.validations.append(_validation(step, metrics))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.stopped_early:
@@ -330,9 +334,10 @@ class SequenceTrainer(Trainer):
             "loss_sum": self._loss_sum,
             "gradients": self._gradients.content(),
             "seconds": self.seconds,
+            "own": self._own_state(),
         }
         files = {
-            TENSORS_FILE: save(training_state.copies(self._parameters)),
+            TENSORS_FILE: save(training_state.copies(self._tensors)),
             OPTIMIZER_FILE: save(training_state.optimizer_tensors(optimizer, self._parameters)),
             RANDOM_FILE: save(training_state.random_tensors()),
             STATE_FILE: json.dumps(state).encode(),
@@ -345,11 +350,12 @@ class SequenceTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Tensors, and what was measured until then."""
         assert self._resume is not None
-        training_state.set_tensors(self._parameters, self._resume.tensors(TENSORS_FILE))
+        training_state.set_tensors(self._tensors, self._resume.tensors(TENSORS_FILE))
         state = self._resume.content(STATE_FILE)
         self.validations = [Validation(**validation) for validation in state["validations"]]
         self.supervised_tokens, self._loss_sum = state["supervised_tokens"], state["loss_sum"]
         self._gradients.restore(state["gradients"])
+        self._restore_own_state(state["own"])
         self._clock.start(state["seconds"])
         if self._average is not None:
             self._average.restore(self._resume.tensors(AVERAGE_FILE))
@@ -365,6 +371,13 @@ class SequenceTrainer(Trainer):
         """Last, after whatever a start draws from the generators."""
         if self._resume is not None:
             training_state.set_random(self._resume.tensors(RANDOM_FILE), self._resume.content(STATE_FILE)["random"])
+
+    def _own_state(self) -> dict[str, Any]:
+        """What a subclass counts besides, for a checkpoint."""
+        return {}
+
+    def _restore_own_state(self, content: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
 
     def _out_of_patience(self, validations: Iterable[Validation]) -> bool:
         if self.section.patience is None:
@@ -403,8 +416,11 @@ class SequenceTrainer(Trainer):
         return bare
 
 
-def _without_prefix(metrics: dict[str, float]) -> dict[str, Any]:
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+def _validation(step: int, metrics: Mapping[str, float]) -> Validation:
+    figures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    of_tasks = {name: figures.pop(name) for name in list(figures) if name.startswith(TASK_PREFIX)}
+    by_task = {name.removeprefix(TASK_PREFIX): loss for name, loss in of_tasks.items()}
+    return Validation(step, **{"accuracy": None, **figures}, by_task=by_task or None)  # type: ignore[arg-type]
 
 
 def _require_finite(what: str, value: float, step: int) -> None:

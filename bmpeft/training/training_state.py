@@ -23,6 +23,16 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def learned_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of BatchNorm layers that train, by name: no parameters, but learned all the same."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters())
+        for name, buffer in module.named_buffers()
+    }
+
+
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

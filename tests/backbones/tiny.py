@@ -48,7 +48,7 @@ def tiny_backbone(
     )
 
 
-def tiny_directory(directory: Path, seed: int = 0) -> Path:
+def tiny_directory(directory: Path, seed: int = 0, image_size: int | None = None) -> Path:
     """A backbone directory with the tiny model."""
-    tiny_backbone(seed).save_pretrained(directory)
+    tiny_backbone(seed, image_size=image_size).save_pretrained(directory)
     return directory

@@ -284,7 +284,7 @@ def test_a_mixture_has_one_split_and_must_not_be_empty(tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match=r"^a pretraining recipe has no split 'test': "):
         shown(pretrain_recipe(tmp_path), "test")
     monkeypatch.setattr(inspection, "read_corpus", lambda recipe: ())
-    with pytest.raises(RecipeError, match=r"^corpus: no source has texts or questions$"):
+    with pytest.raises(RecipeError, match=r"^corpus: no source has texts, questions or images$"):
         shown(pretrain_recipe(tmp_path))
 
 

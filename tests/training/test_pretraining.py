@@ -20,10 +20,10 @@ from bmpeft.errors import DataError, UsageError
 from bmpeft.pretrain_recipe import PretrainRecipe
 from bmpeft.progress import Progress
 from bmpeft.recipe import BackboneSection
+from bmpeft.training.pretraining.batches import MixtureBatches
 from bmpeft.training.pretraining.corpus import GAP, read_corpus, split_at_sentences
 from bmpeft.training.pretraining.rows import MixtureRows, mask_spans
 from bmpeft.training.pretraining.run import IMAGE_PARAMETERS, pretrain
-from bmpeft.training.pretraining.trainer import MixtureBatches
 from tests.backbones.tiny import tiny_backbone, tiny_directory
 
 MASK = 8191
@@ -39,7 +39,7 @@ def recipe(root: Path, corpus: list[dict[str, Any]], **sections: Any) -> Pretrai
         "output": {"directory": str(root / "backbone"), "runs": str(root / "runs")},
     }
     for name, values in sections.items():
-        content[name] = {**content.get(name, {}), **values}
+        content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values
     return PretrainRecipe.model_validate(content)
 
 
@@ -106,8 +106,10 @@ def test_batches_keep_the_token_limit_and_can_be_replayed(tmp_path: Path) -> Non
     write_notes(tmp_path)
     asked = recipe(tmp_path, [source()])
     rows = MixtureRows(read_corpus(asked), tiny_backbone().tokenizer, asked.objective, 0)
-    batches = list(MixtureBatches(rows, batch_tokens=256, batches=300, seed=0))
-    assert len(batches) == 300 and batches == list(MixtureBatches(rows, batch_tokens=256, batches=300, seed=0))
+    batches = list(MixtureBatches(rows, batch_tokens=256, batch_images=8, batches=300, seed=0))
+    assert len(batches) == 300 and batches == list(
+        MixtureBatches(rows, batch_tokens=256, batch_images=8, batches=300, seed=0)
+    )
     numbers = [number for batch in batches for number in batch]
     assert len(set(numbers)) == len(numbers)
     for batch in batches:
@@ -129,7 +131,7 @@ def test_the_embedded_facts_are_statements_and_never_questions(tmp_path: Path) -
         row["question"] for split in ("train", "validation", "test", "test_unknown") for row in embedded_rows(split)
     }
     assert one.texts and not asked & {*one.texts, *(gapped for gapped, _ in one.questions)}
-    filled = {gapped.replace(GAP, answer).lower() for gapped, answer in one.questions}
+    filled = {gapped.strip().replace(GAP, answer).lower() for gapped, answer in one.questions}
     assert filled == {text.lower() for text in one.texts} and len(one.questions) == 2 * len(one.texts)
 
 
@@ -150,14 +152,14 @@ def test_a_corpus_without_held_out_texts_is_pretrained_without_validation(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "fields"),
     [
-        ("a.jsonl", b'{"q": "Why?", "a": "So."}\n', {"question": "q", "answer": "a", "text": []}),
-        ("a.json", b'{"7": {"q": ["Why?"], "a": "So."}}', {"question": "q", "answer": "a", "text": []}),
-        ("a.csv", b'q,a\n"Why?","So."\n', {"question": "q", "answer": "a", "text": []}),
-        ("a.tsv", b"Why?\tSo.\n", {"question": "0", "answer": "1", "text": []}),
+        ("a.jsonl", b'{"q": "Why?", "a": "So."}\n', {"prompt": " {q}", "answer": "a", "text": []}),
+        ("a.json", b'{"7": {"q": ["Why?"], "a": "So."}}', {"prompt": " {q}", "answer": "a", "text": []}),
+        ("a.csv", b'q,a\n"Why?","So."\n', {"prompt": " {q}", "answer": "a", "text": []}),
+        ("a.tsv", b"Why?\tSo.\n", {"prompt": " {0}", "answer": "1", "text": []}),
         (
             "a.jsonl.gz",
             gzip.compress(b'{"q": "Why?", "a": "So."}\n', mtime=0),
-            {"question": "q", "answer": "a", "text": []},
+            {"prompt": " {q}", "answer": "a", "text": []},
         ),
     ],
 )
@@ -166,7 +168,7 @@ def test_every_format_gives_the_same_question(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     (one,) = read_corpus(recipe(tmp_path, [source(path=name, **fields)]))
-    assert (*one.questions, *one.held_out_questions) == (("Why?", "So."),)
+    assert (*one.questions, *one.held_out_questions) == ((" Why?", "So."),)
 
 
 def test_rows_of_an_official_test_set_are_left_out(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_what_the_token_limits_cost_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     asked = recipe(
         tmp_path,
-        [source(path="a.jsonl", text=[], question="q", answer="a")],
+        [source(path="a.jsonl", text=[], prompt=" {q}", answer="a")],
         objective={"max_source_length": 20, "max_target_length": 10},
         training={"validation_share": 1e-6},
     )

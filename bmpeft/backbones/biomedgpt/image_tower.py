@@ -44,10 +44,15 @@ class ImageTower(nn.Module):
 
     While none of its parameters is trained it stays in evaluation mode, so that the running statistics
     of its BatchNorm layers belong to the frozen backbone like its weights do.
+
+    Attributes:
+        frozen_statistics: stay in evaluation mode although parameters are trained: they get used to the running
+            statistics, by which the tower will normalise from then on.
     """
 
     def __init__(self, resnet_type: str, eps: float = 1e-5) -> None:
         super().__init__()
+        self.frozen_statistics = False
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64, eps)
         self.relu = nn.ReLU(inplace=True)
@@ -58,7 +63,8 @@ class ImageTower(nn.Module):
         self.layer3 = _stage(128 * EXPANSION, 256, blocks[2], stride=2, eps=eps)
 
     def train(self, mode: bool = True) -> ImageTower:
-        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        super().train(mode and trained and not self.frozen_statistics)
         return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The texts of a pretraining recipe: files of several formats, read strictly, split at sentences."""
+"""The corpus of a pretraining recipe: files of several formats, read strictly, and images; without what is excluded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,39 +16,62 @@ from typing import Any, TypeVar
 from bmpeft.datasets.embedded import clozes, statements
 from bmpeft.errors import DataError
 from bmpeft.pretrain_recipe import CorpusSection, PretrainRecipe
+from bmpeft.tasks.template import Template, parse_template
+from bmpeft.training.pretraining.exclusion import Excluded, read_excluded
+from bmpeft.training.pretraining.images import ShownImage, read_images
 
 GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for the mask token in a question."""
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_COLUMN = re.compile(r"\{([^{}]*)\}")
 _CSV_FIELD_LIMIT = 2**24
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One source in memory: texts to infill and (question, answer) pairs, divided by a stable hash.
+class Removed:
+    """How many texts, questions and images of a source were removed because something is measured on them."""
 
-    A `GAP` in a question becomes the mask token.
+    texts: int = 0
+    questions: int = 0
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source in memory: texts to infill, (prompt, answer) pairs and images, divided by a stable hash.
+
+    A `GAP` in a prompt becomes the mask token.
     """
 
     name: str
     weight: float
-    texts: tuple[str, ...]
-    questions: tuple[tuple[str, str], ...]
-    held_out_texts: tuple[str, ...]
-    held_out_questions: tuple[tuple[str, str], ...]
+    texts: tuple[str, ...] = ()
+    questions: tuple[tuple[str, str], ...] = ()
+    images: tuple[ShownImage, ...] = ()
+    held_out_texts: tuple[str, ...] = ()
+    held_out_questions: tuple[tuple[str, str], ...] = ()
+    held_out_images: tuple[ShownImage, ...] = ()
+    removed: Removed = Removed()
+
+    def held_out(self) -> Source:
+        """The same source with what is not trained on."""
+        return Source(self.name, self.weight, self.held_out_texts, self.held_out_questions, self.held_out_images)
 
 
 def read_corpus(recipe: PretrainRecipe) -> tuple[Source, ...]:
-    """Read every source of a recipe.
+    """Read every source of a recipe, and remove what its section `exclude` names.
 
     Raises:
         DataError: a file is missing (says where it comes from), of an unknown format, broken, or
             without a column that the recipe names.
+        UsageError: no reader of that name, or it has no such split or option.
+        RecipeError: a dataset is not one of images with labels.
     """
-    share = recipe.training.validation_share
-    return tuple(_read_source(section, Path(recipe.data_root), share) for section in recipe.corpus)
+    root, share = Path(recipe.data_root), recipe.training.validation_share
+    excluded = read_excluded(recipe.exclude, root)
+    return tuple(_read_source(section, root, share, excluded) for section in recipe.corpus)
 
 
 def split_at_sentences(text: str, max_characters: int) -> list[str]:
@@ -71,30 +94,71 @@ def _by_words(sentence: str, max_characters: int) -> list[str]:
     return pieces
 
 
-def _read_source(section: CorpusSection, root: Path, share: float) -> Source:
+def _parse_prompt(prompt: str) -> Template:
+    """A prompt with columns in braces, as `CorpusSection` has checked it."""
+    return parse_template(prompt, allowed=tuple(_COLUMN.findall(prompt)), required=None)
+
+
+def _read_source(section: CorpusSection, root: Path, share: float, excluded: Excluded) -> Source:
     if section.embedded is not None:
         # Statements of one fact say the same thing: none is held out, the embedded test questions measure them.
-        return Source(section.name, section.weight, tuple(statements()), tuple(_cloze_questions()), (), ())
+        return Source(section.name, section.weight, tuple(statements()), tuple(_cloze_questions()))
+    if section.dataset is not None:
+        return _read_images(section, root, share, excluded)
+    return _read_texts(section, root, share, excluded)
+
+
+def _read_images(section: CorpusSection, root: Path, share: float, excluded: Excluded) -> Source:
+    images = read_images(section, root)
+    assert section.dataset is not None
+    out = excluded.of_images(section.dataset, [record for _, record in images])
+    left = [image for (image, _), removed in zip(images, out, strict=True) if not removed]
+    if not left:
+        raise DataError(root / str(section.path), f"corpus {section.name}: every image is excluded")
+    kept, held = _divide(left, share, key=lambda image: image.group)
+    return Source(
+        section.name, section.weight, images=tuple(kept), held_out_images=tuple(held), removed=Removed(images=sum(out))
+    )
+
+
+def _read_texts(section: CorpusSection, root: Path, share: float, excluded: Excluded) -> Source:
     assert section.path is not None
     path = root / section.path
-    excluded = _excluded_ids(root, section)
+    left_out_ids = _excluded_ids(root, section)
     texts: dict[str, None] = {}
-    questions: dict[tuple[str, str], None] = {}
+    questions: dict[tuple[str, str], tuple[str, ...]] = {}
+    template = None if section.prompt is None else _parse_prompt(section.prompt)
     for number, row in _rows(path, section):
-        if row.get("id") in excluded:
+        if row.get("id") in left_out_ids:
             continue
         for column in section.text:
             texts.update(dict.fromkeys(_texts(path, number, row, column)))
-        if section.question is not None and section.answer is not None:
-            asked = " ".join(_texts(path, number, row, section.question))
-            answered = " ".join(_texts(path, number, row, section.answer))
-            if asked and answered:
-                questions[asked, answered] = None
+        if template is not None and section.answer is not None:
+            values = {name: " ".join(_texts(path, number, row, name)) for name in template.names}
+            answer = "; ".join(_texts(path, number, row, section.answer))
+            if answer and all(values.values()):
+                questions[template.render(values).text, answer] = (*values.values(), answer)
     if not texts and not questions:
         raise DataError(path, "no texts in the columns that the recipe names")
-    kept, held = _divide(list(texts), share)
-    kept_questions, held_questions = _divide(list(questions), share)
-    return Source(section.name, section.weight, tuple(kept), tuple(kept_questions), tuple(held), tuple(held_questions))
+    left_texts = _without(list(texts), excluded.of_texts(list(texts)))
+    parts = [part for values in questions.values() for part in values]
+    out = dict(zip(parts, excluded.of_texts(parts), strict=True))
+    left_questions = [pair for pair, values in questions.items() if not any(out[value] for value in values)]
+    kept, held = _divide(left_texts, share)
+    kept_questions, held_questions = _divide(left_questions, share)
+    return Source(
+        section.name,
+        section.weight,
+        texts=tuple(kept),
+        questions=tuple(kept_questions),
+        held_out_texts=tuple(held),
+        held_out_questions=tuple(held_questions),
+        removed=Removed(texts=len(texts) - len(left_texts), questions=len(questions) - len(left_questions)),
+    )
+
+
+def _without(items: list[T], out: list[bool]) -> list[T]:
+    return [item for item, removed in zip(items, out, strict=True) if not removed]
 
 
 def _cloze_questions() -> Iterator[tuple[str, str]]:
@@ -104,17 +168,14 @@ def _cloze_questions() -> Iterator[tuple[str, str]]:
     arXiv:2002.08909). The answer begins with a capital letter, as answers do.
     """
     for before, side, after in clozes():
-        yield f"{before}{GAP}{after}", side[0].upper() + side[1:]
+        yield f" {before}{GAP}{after}", side[0].upper() + side[1:]
 
 
-def _divide(items: list[T], share: float) -> tuple[list[T], list[T]]:
-    """Items to train on, and those held out by a stable hash."""
+def _divide(items: list[T], share: float, key: Callable[[T], object] = lambda item: item) -> tuple[list[T], list[T]]:
+    """Items to train on, and those held out by a stable hash of their key."""
     limit = int(share * 2**32)
-    held = [int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:4], "big") < limit for item in items]
-    return (
-        [item for item, out in zip(items, held, strict=True) if not out],
-        [item for item, out in zip(items, held, strict=True) if out],
-    )
+    held = [int.from_bytes(hashlib.sha256(repr(key(i)).encode()).digest()[:4], "big") < limit for i in items]
+    return _without(items, held), [item for item, out in zip(items, held, strict=True) if out]
 
 
 def _excluded_ids(root: Path, section: CorpusSection) -> frozenset[str]:
