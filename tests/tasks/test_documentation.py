@@ -22,7 +22,7 @@ def page(task: str) -> str:
 
 @pytest.mark.parametrize("task", get_args(TaskName))
 def test_a_page_names_the_datasets_and_the_ways_to_read_off_an_answer(task: TaskName) -> None:
-    named = set(re.findall(r"`([a-z0-9_]+)`", page(task)))
+    named = set(re.findall(r"`(?:task\.decoding\.method: )?([a-z0-9_]+)`", page(task)))
     datasets = {name for name in dataset_names() if dataset_info(name).task != ANY_TASK}
     serving = {name for name in datasets if task in dataset_info(name).tasks}
     assert serving - {"image_folder"} <= named
