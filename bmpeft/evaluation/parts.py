@@ -14,7 +14,7 @@ from bmpeft.evaluation.metrics.vqa import answer_type
 from bmpeft.evaluation.score_card import Metric, Part
 from bmpeft.records import Prediction, Record
 
-LENGTHS = (0, 32, 64, 128, 256, 512, 1024)
+LENGTHS = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Borders, in tokens, of the classes of source length that a card tells apart; the upper one belongs to a class."""
 MOST_LABELS = 64
 """A confusion matrix of more labels is not put on a card."""

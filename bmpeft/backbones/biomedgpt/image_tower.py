@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from bmpeft.backbones.biomedgpt.configuration import RESNET_BLOCKS, BiomedGPTConfig
@@ -61,6 +62,9 @@ class ImageTower(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        # Channels last, [B, H, W, 3] in memory: what the fast convolutions of a CPU and of tensor cores read, in
+        # bfloat16 on a CPU more than three times as fast. Every layer keeps the layout of its input.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         features: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return features

@@ -1,0 +1,65 @@
+"""What the recipes say of their cost and scores is what was measured and committed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from bmpeft.recipe import load_recipe
+from bmpeft.recipe_store import shipped_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def documents() -> ModuleType:
+    """The script that writes them."""
+    return script("recipes_table")
+
+
+def test_the_table_is_made_of_the_committed_result(documents: ModuleType) -> None:
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert documents.readme_with_table(text, documents.read_runs()) == text
+
+
+def test_headers_state_the_committed_cost(documents: ModuleType) -> None:
+    runs = documents.runs_of_headers(documents.read_runs())
+    assert runs
+    for recipe, run in runs.items():
+        text = shipped_recipe(recipe).path.read_text(encoding="utf-8")
+        assert documents.header_with_cost(text, run) == text
+
+
+def test_what_was_measured_is_what_is_shipped(documents: ModuleType) -> None:
+    """A changed recipe or other weights of nano make the figures figures of something else."""
+    shipped = json.loads((ROOT / "bmpeft" / "backbones" / "nano" / "backbone.json").read_text(encoding="utf-8"))
+    options = {name: (recipe, options) for name, (recipe, _, options) in script("recipes").RUNS.items()}
+    for run in documents.read_runs():
+        recipe, overrides = options[run["name"]]
+        assert run["backbone"] == shipped["fingerprint"]
+        assert run["recipe"] == load_recipe(shipped_recipe(recipe).path, overrides).digest()
+
+
+@pytest.mark.parametrize("unbeaten", [True, False])
+def test_a_control_that_is_not_beaten_stands_out(documents: ModuleType, unbeaten: bool) -> None:
+    control = {"value": 0.5, "metrics": {}, "model_minus_control": [0.1, -0.1 if unbeaten else 0.05, 0.2]}
+    result = {"split": "test", "n": 7, "metrics": {"accuracy/x@1": [0.6, 0.5, 0.7]}, "controls": {"majority": control}}
+    run = {"name": "a", "command": "bmpeft train b", "train_rows": 5, "training_seconds": 130.0, "peak_rss_gib": 1.04}
+    line = documents.table([{**run, "results": [result]}]).splitlines()[-1]
+    expected = "**majority 0.500**" if unbeaten else "majority 0.500"
+    assert (
+        line
+        == f"| a | [b](b.yaml) | 5 | 2 min | 1.0 GiB | test (7) | `accuracy/x@1` | 0.600 [0.500, 0.700] | {expected} |"
+    )
