@@ -67,11 +67,14 @@ def _record(reading: Reading, labels: Labels, split: str, row: Row) -> Record:
     directory: Path = row.values["directory"]
     label: Path = row.values["label"]
     name, below = row.path.relative_to(directory), row.path.relative_to(label).parent
+    place = f"{split}/{name.as_posix()}"
+    image = name.as_posix() if split == ALL else place
     return Record(
-        id=reading.identity(row, f"{split}/{name.as_posix()}", ""),
+        id=reading.identity(row, place, ""),
         task=reading.task,
         split=split,
-        group=name.as_posix() if below == Path(".") else below.as_posix(),
+        # A patient is the same one in every split; an image that is 1.png in two of them is two images.
+        group=image if below == Path(".") else below.as_posix(),
         image=reading.image(row, row.path.parent, row.path.name),
         label=labels.index(row, label.name),
         licence=reading.data.licence or INFO.licence,

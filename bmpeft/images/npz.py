@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -66,6 +67,8 @@ def _unpacked(path: Path, key: str, modified: int, size: int) -> np.ndarray:
                     raise ImageError(path, f"{key} has more than {MAX_ARRAY_BYTES >> 30} GiB")
                 return _mapped(path, key, source, shape)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+        raise ImageError(path, "not an npz file, or damaged") from None
+    except (TokenError, SyntaxError):  # from numpy's reading of a damaged header
         raise ImageError(path, "not an npz file, or damaged") from None
     except OSError as error:
         raise ImageError(path, f"cannot be unpacked: {error.strerror or 'unknown reason'}") from None

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bmpeft.datasets.leakage import find_leakage
 from bmpeft.errors import BmpeftError
 from tests.datasets.files import load, png, write_csv, write_lines, write_xlsx
 
@@ -253,6 +254,18 @@ def test_an_image_folder_has_classes_patients_and_perhaps_splits(tmp_path: Path)
     assert "val and valid could both be the validation split" in refusal(
         "image_folder", tmp_path / "b", "image_classification"
     )
+
+
+def test_images_numbered_anew_in_each_split_are_no_leak_and_patients_of_two_splits_are(tmp_path: Path) -> None:
+    for number, place in enumerate(
+        ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b", "test/b/p1", "train/a/p1")
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "1.png").write_bytes(png(number))
+    splits = load("image_folder", tmp_path).splits
+    others = {split: rows for split, rows in splits.items() if split != "train"}
+    found = find_leakage(splits["train"], others, scored=("validation", "test"))
+    assert [(leak.kind, leak.split, leak.rows) for leak in found.leaks] == [("group", "test", 1)]
 
 
 def test_what_is_no_image_folder_is_refused(tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_an_array_of_another_length_than_it_says_is_refused(tmp_path: Path, extr
         NpzImage(tmp_path / "a.npz", "images", 0).load()
 
 
+def test_an_array_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    np.save(buffer, GREY)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", buffer.getvalue().replace(b"'shape': (", b"'shape': $"))
+    with pytest.raises(ImageError, match="not an npz file, or damaged"):
+        NpzImage(tmp_path / "a.npz", "images", 0).load()
+
+
 @given(cut=st.integers(0, 3000), flip=st.integers(0, 3000))
 def test_a_damaged_npz_is_one_error(tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int) -> None:
     buffer = BytesIO()

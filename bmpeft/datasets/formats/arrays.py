@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 from bmpeft.datasets.base import DatasetInfo, missing
@@ -55,7 +56,7 @@ def read_small_array(path: Path, key: str) -> numpy.ndarray[Any, Any]:
             if archive.getinfo(f"{key}.npy").file_size > LARGEST_SMALL_ARRAY:
                 raise DataError(path, f"{key} is larger than {LARGEST_SMALL_ARRAY >> 20} MiB")
             array: numpy.ndarray[Any, Any] = numpy.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TokenError, SyntaxError):
         raise DataError(path, f"{key} is damaged") from None
     return array
 
@@ -65,7 +66,7 @@ def _header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ar
     with archive.open(member) as file:
         try:
             shape, dtype = _read_header(file)
-        except ValueError:
+        except (ValueError, TokenError, SyntaxError):  # the latter from numpy's reading of a damaged header
             raise DataError(path, f"{key} is no array of numpy's format") from None
         if dtype.hasobject:
             raise DataError(path, f"{key} holds pickled objects, which could run code; refused")
