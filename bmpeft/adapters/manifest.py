@@ -83,6 +83,7 @@ class DataOrigin(_Part):
     contaminated_rows: dict[str, int] = Field(description="split -> how many rows")
     train_rows: int = Field(description="that were trained on")
     validation_rows: int
+    choices: tuple[str, ...] | None = Field(None, description="names of the labels, where all rows have the same ones")
     leakage: Leakage | None = Field(None, description="what the other splits share with the rows trained on")
 
 

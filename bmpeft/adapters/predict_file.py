@@ -3,8 +3,9 @@
     {"id": "7", "question": "...", "options": {"A": "...", "B": "..."}, "text": "...", "image": "xray.png"}
     {"id": "7", "answer": "...", "choice": "B", "scores": {"A": -7.1, "B": -3.2}, "normalized_scores": {...}}
 
-`options` may be a mapping or a list; without it the answer is open, or one of the recipe's `data.label_names`.
-`text` is a document that the prompt may ask for; text understanding and summarization need it, and no question.
+`options` may be a mapping or a list; without it the answer is open, or one of the labels that the adapter was
+trained to choose among. `text` is a document that the prompt may ask for; text understanding and summarization
+need it, and no question.
 `image` is a file below the input's directory, or an absolute path; a row with one needs no question if the
 adapter's prompt asks for none. Rows without an id get their line number.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 from bmpeft.adapters import atomic
 from bmpeft.adapters.artifact import load_artifact, remembered_backbone, with_settings_as_trained
+from bmpeft.adapters.manifest import Manifest
 from bmpeft.datasets.rows import text_problem
 from bmpeft.errors import DataError, UsageError, did_you_mean
 from bmpeft.images import ImageFile
@@ -69,9 +71,12 @@ def predict_file(
     if not output_path.parent.is_dir():
         raise UsageError(f"{output_path.parent}: no such directory for the output")
     artifact = load_artifact(adapter)
-    labels = artifact.manifest.recipe["data"]["label_names"]
-    closed = artifact.manifest.task.decoding.method == "candidates"
-    questions = read_questions(input_path, task=artifact.manifest.task.name, labels=labels, closed=closed)
+    questions = read_questions(
+        input_path,
+        task=artifact.manifest.task.name,
+        labels=_labels(artifact.manifest),
+        closed=artifact.manifest.task.decoding.method == "candidates",
+    )
     section = remembered_backbone(artifact) if backbone is None else with_settings_as_trained(artifact, backbone)
     from bmpeft.adapters.runtime import Backbone
     from bmpeft.backbones import load_frozen_backbone
@@ -93,6 +98,14 @@ def predict_file(
     return len(questions)
 
 
+def _labels(manifest: Manifest) -> Mapping[str, str] | None:
+    """What an adapter that chooses among the same labels in every row chooses among: label -> name."""
+    if manifest.task.name in _BY_LABELS and manifest.recipe["data"]["label_names"] is not None:
+        labels: Mapping[str, str] = manifest.recipe["data"]["label_names"]
+        return labels
+    return None if manifest.data.choices is None else {name: name for name in manifest.data.choices}
+
+
 def read_questions(
     path: Path,
     *,
@@ -105,7 +118,7 @@ def read_questions(
     Args:
         path: of the file.
         task: its name decides what a row needs.
-        labels: of a classification, label -> name: the options of rows that have none.
+        labels: label -> name: the options of rows that have none.
         closed: whether every row must have options, since the adapter chooses among them.
 
     Raises:
@@ -116,8 +129,7 @@ def read_questions(
         content = path.read_bytes()
     except OSError as error:
         raise DataError(path, error.strerror or str(error)) from None
-    options = labels if task in _BY_LABELS else None
-    questions = [_question(path, row, value, task, options) for row, value in _json_lines(path, content)]
+    questions = [_question(path, row, value, task, labels) for row, value in _json_lines(path, content)]
     if not questions:
         raise DataError(path, "holds no questions")
     seen: set[str] = set()

@@ -27,6 +27,7 @@ from bmpeft.datasets.leakage import Leakage, find_leakage, images_in, require_no
 from bmpeft.datasets.splits import first_of_shuffle
 from bmpeft.errors import RecipeError
 from bmpeft.evaluation.kept import RunStore, kept_directory
+from bmpeft.evaluation.metrics import fixed_labels
 from bmpeft.evaluation.run import answers_identity, check_evaluation, evaluate, trained_on
 from bmpeft.evaluation.score_card import ScoreCard, to_markdown
 from bmpeft.progress import Progress
@@ -362,6 +363,7 @@ def _origin(
         contaminated_rows=counts,
         train_rows=len(train_records),
         validation_rows=len(validation_records),
+        choices=fixed_labels(train_records),
         leakage=leakage,
     )
 

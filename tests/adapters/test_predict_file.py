@@ -103,7 +103,7 @@ def test_what_is_about_a_text_needs_the_text_and_no_question(tmp_path: Path, tas
         read_questions(write(tmp_path / "q.jsonl", {"question": "Findings?"}), task=task)
 
 
-def test_a_classification_has_its_labels_as_options_and_a_question_has_not(tmp_path: Path) -> None:
+def test_the_labels_are_the_options_of_rows_that_have_none(tmp_path: Path) -> None:
     path = write(
         tmp_path / "q.jsonl", {"text": "x", "question": "y"}, {"text": "x", "question": "y", "options": OPTIONS}
     )
@@ -111,25 +111,31 @@ def test_a_classification_has_its_labels_as_options_and_a_question_has_not(tmp_p
     first, second = read_questions(path, task="text_understanding", labels=labels)
     assert (first.names, first.record.choices) == (("0", "1"), ("normal", "pneumonia"))
     assert second.record.choices == tuple(OPTIONS.values())
-    assert read_questions(path, labels=labels)[0].record.choices is None
+    assert read_questions(path)[0].record.choices is None
 
 
+@pytest.mark.parametrize(
+    ("place", "labels", "expected"),
+    [
+        ("recipe.data.label_names", {"0": "no", "1": "yes"}, {("no", "0"), ("yes", "1")}),
+        ("data.choices", ["no", "yes"], {("no", "no"), ("yes", "yes")}),
+    ],
+)
 def test_the_labels_are_those_that_the_adapter_was_trained_with(
-    copy: Path, stored: Stored, tmp_path: Path, edit_json: Any
+    copy: Path,
+    stored: Stored,
+    tmp_path: Path,
+    edit_json: Any,
+    place: str,
+    labels: Any,
+    expected: set[tuple[str, str]],
 ) -> None:
-    edit_json(
-        copy / "bmpeft.json",
-        {
-            "task.name": "text_understanding",
-            "task.prompt": " {text}",
-            "recipe.data.label_names": {"0": "no", "1": "yes"},
-        },
-    )
+    edit_json(copy / "bmpeft.json", {"task.name": "text_understanding", "task.prompt": " {text}", place: labels})
     section = BackboneSection(name=str(stored.backbone), attention="eager")
     output = tmp_path / "a.jsonl"
     predict_file(copy, write(tmp_path / "q.jsonl", {"text": "fine"}), output, backbone=section, progress=QUIET)
     (found,) = answers(output)
-    assert (found["answer"], found["choice"]) in {("no", "0"), ("yes", "1")}
+    assert (found["answer"], found["choice"]) in expected
 
 
 def test_wrong_files_are_named(stored: Stored, tmp_path: Path) -> None:

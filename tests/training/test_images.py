@@ -127,6 +127,21 @@ def test_the_adapter_learns_what_only_the_image_says(trained: Path) -> None:
     assert accuracy["id"].startswith("accuracy") and accuracy["value"] >= 0.9
 
 
+def test_what_it_chooses_among_is_stored(trained: Path, questions: Path, tmp_path: Path) -> None:
+    """So that a file of images alone can be answered."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    assert load_artifact(trained / "adapters" / "sees").manifest.data.choices == SHADES
+    without = questions.with_name("without.jsonl")
+    without.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "options"}) + "\n" for row in rows))
+    predict(trained, questions, tmp_path / "a.jsonl")
+    predict(trained, without, tmp_path / "b.jsonl")
+    found = [
+        [json.loads(line)["answer"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("a.jsonl", "b.jsonl")
+    ]
+    assert found[0] == found[1]
+
+
 def test_its_image_settings_are_stored_and_checked_at_load(trained: Path) -> None:
     artifact = load_artifact(trained / "adapters" / "sees")
     images = artifact.manifest.backbone.images
