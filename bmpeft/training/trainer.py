@@ -120,7 +120,7 @@ class SequenceTrainer(Trainer):
         self._loss_sum = 0.0
         self._clock = Stopwatch()
         self._parameters = training_state.trainable(model)
-        self._tensors = {**self._parameters, **training_state.learned_statistics(model)}
+        self._statistics = training_state.learned_statistics(model)
         self._gradients = GradientCheck(
             self._parameters,
             drop_path=highest_rate(backbone, section.drop_path),
@@ -337,7 +337,7 @@ class SequenceTrainer(Trainer):
             "own": self._own_state(),
         }
         files = {
-            TENSORS_FILE: save(training_state.copies(self._tensors)),
+            TENSORS_FILE: save(training_state.copies(self._learned())),
             OPTIMIZER_FILE: save(training_state.optimizer_tensors(optimizer, self._parameters)),
             RANDOM_FILE: save(training_state.random_tensors()),
             STATE_FILE: json.dumps(state).encode(),
@@ -350,7 +350,7 @@ class SequenceTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Tensors, and what was measured until then."""
         assert self._resume is not None
-        training_state.set_tensors(self._tensors, self._resume.tensors(TENSORS_FILE))
+        training_state.set_tensors(self._learned(), self._resume.tensors(TENSORS_FILE))
         state = self._resume.content(STATE_FILE)
         self.validations = [Validation(**validation) for validation in state["validations"]]
         self.supervised_tokens, self._loss_sum = state["supervised_tokens"], state["loss_sum"]
@@ -371,6 +371,11 @@ class SequenceTrainer(Trainer):
         """Last, after whatever a start draws from the generators."""
         if self._resume is not None:
             training_state.set_random(self._resume.tensors(RANDOM_FILE), self._resume.content(STATE_FILE)["random"])
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Parameters and running statistics; buffers are looked up, since modules may exchange theirs."""
+        buffers = dict(self.adapted.named_buffers())
+        return {**self._parameters, **{name: buffers[name] for name in self._statistics}}
 
     def _own_state(self) -> dict[str, Any]:
         """What a subclass counts besides, for a checkpoint."""

@@ -23,14 +23,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def learned_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of BatchNorm layers that train, by name: no parameters, but learned all the same."""
-    return {
-        f"{prefix}.{name}": buffer
+def learned_statistics(model: nn.Module) -> tuple[str, ...]:
+    """Names of the buffers of BatchNorm layers that train: no parameters, but learned all the same."""
+    return tuple(
+        f"{prefix}.{name}"
         for prefix, module in model.named_modules()
         if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters())
-        for name, buffer in module.named_buffers()
-    }
+        for name, _ in module.named_buffers()
+    )
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
