@@ -189,13 +189,24 @@ def _dtype(name: str, fast: bool, remark: str) -> Finding:
 
 
 def _attention() -> list[Finding]:
-    from bmpeft.attention import BACKENDS, resolve_backend
+    from bmpeft.attention import BACKENDS
 
-    chosen = resolve_backend("auto")
-    return [_backend(name, "; backbone.attention=auto takes it" if name == chosen else "") for name in BACKENDS]
+    return [_auto_attention(), *(_backend(name) for name in BACKENDS)]
 
 
-def _backend(name: str, remark: str) -> Finding:
+def _auto_attention() -> Finding:
+    """What backbone.attention=auto takes, for a short and for a long text."""
+    from bmpeft.attention import AUTO, choose_backend
+    from bmpeft.devices import fastest_device
+
+    device = fastest_device().type
+    choices = {length: choose_backend(AUTO, device, length, length) for length in (256, 1024)}
+    value = {str(length): choice.backend for length, choice in choices.items()}
+    text = "; ".join(f"{choice.backend} ({choice.reason})" for choice in choices.values())
+    return Finding(AUTO, value, text)
+
+
+def _backend(name: str) -> Finding:
     """Compute something small with an attention backend: that is what "available" means."""
     import torch
 
@@ -209,7 +220,7 @@ def _backend(name: str, remark: str) -> Finding:
         return Finding(name, _one_line(error), f"not available: {_one_line(error)}", problem=True)
     if not torch.allclose(output, query):  # a mean of equal values
         return Finding(name, "wrong", "computes wrong values on this device", problem=True)
-    return Finding(name, "available", f"available{remark}")
+    return Finding(name, "available", "available")
 
 
 def _quantization() -> list[Finding]:

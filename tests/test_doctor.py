@@ -55,7 +55,8 @@ def test_json_is_one_object_with_every_area(tmp_path: Path) -> None:
     assert 0 < content["memory"]["available"] <= content["memory"]["total"]
     assert content["device"]["used"] in ("cpu", "cuda")
     assert set(content["dtypes"]) == {"bfloat16", "float16"}
-    assert content["attention"] == dict.fromkeys(BACKENDS, "available")
+    auto = {"256": "sdpa", "1024": "chunked" if content["device"]["used"] == "cpu" else "sdpa"}
+    assert content["attention"] == {"auto": auto, **dict.fromkeys(BACKENDS, "available")}
     assert content["quantization"]["bitsandbytes"] == content["device"]["used"]
     assert content["disk"]["here"]["directory"] == str(tmp_path)
     assert content["hub"] == {"state": "offline"}
@@ -112,10 +113,11 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_attention_backend_that_fails_or_computes_nonsense_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bmpeft.attention import dispatch
+    from bmpeft.attention import choice, dispatch
 
     backends = {**BACKENDS, "needy": raising(RuntimeError("needs a GPU")), "wrong": lambda q, k, v, **_: 2 * q}
     monkeypatch.setattr(dispatch, "BACKENDS", backends)
+    monkeypatch.setattr(choice, "NAMES", tuple(backends))
     monkeypatch.setattr("bmpeft.attention.BACKENDS", backends)
     found = texts("attention")
     assert found["needy"] == "not available: RuntimeError: needs a GPU"

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from bmpeft.attention.bias import Layout, PositionBias
-from bmpeft.attention.dispatch import BACKENDS, attention, resolve_backend
+from bmpeft.attention.choice import AUTO, Choice, check_backend, choose_backend, describe_choices
+from bmpeft.attention.dispatch import BACKENDS, attention
 
-__all__ = ["BACKENDS", "Layout", "PositionBias", "attention", "resolve_backend"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Choice",
+    "Layout",
+    "PositionBias",
+    "attention",
+    "check_backend",
+    "choose_backend",
+    "describe_choices",
+]

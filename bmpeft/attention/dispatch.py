@@ -8,23 +8,14 @@ from types import MappingProxyType
 from torch import Tensor
 
 from bmpeft.attention.bias import PositionBias
+from bmpeft.attention.choice import choose_backend
+from bmpeft.attention.chunked import chunked_attention
 from bmpeft.attention.eager import eager_attention
 from bmpeft.attention.sdpa import sdpa_attention
 
-BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({"eager": eager_attention, "sdpa": sdpa_attention})
-
-
-def resolve_backend(name: str) -> str:
-    """The backend that `name` stands for; "auto" is the fastest that always fits.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
-    if name == "auto":
-        return "sdpa"
-    if name not in BACKENDS:
-        raise ValueError(f"attention backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
-    return name
+BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {"eager": eager_attention, "sdpa": sdpa_attention, "chunked": chunked_attention}
+)
 
 
 def attention(
@@ -57,7 +48,7 @@ def attention(
         dropout: probability, applied to the attention probabilities.
         scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
         head_scale: [H] or None, multiplies each head's output (NormFormer).
-        backend: "auto", "eager" or "sdpa". All compute the same function; `eager` defines it.
+        backend: "auto", "eager", "sdpa" or "chunked". All compute the same function; `eager` defines it.
 
     Returns:
         [B, H, Lq, D] in the dtype of `value`; zeros for a query that sees no key.
@@ -65,7 +56,8 @@ def attention(
     Raises:
         ValueError: there is no such backend.
     """
-    output = BACKENDS[resolve_backend(backend)](
+    choice = choose_backend(backend, query.device.type, query.shape[2], key.shape[2])
+    output = BACKENDS[choice.backend](
         query,
         key,
         value,

@@ -31,7 +31,7 @@ def visible_keys(
     """
     visible: Tensor | None = None
     queries = torch.arange(query_offset, query_offset + num_queries, device=device)
-    if causal and num_queries + query_offset > 1:
+    if causal and num_keys > query_offset + 1:  # else already the first query sees every key
         visible = (torch.arange(num_keys, device=device)[None, :] <= queries[:, None])[None, None]
     if key_padding_mask is not None:
         keys = key_padding_mask.to(torch.bool)[:, None, None, :]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from bmpeft.attention import Choice
     from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 
 
@@ -72,7 +73,7 @@ class FrozenBackbone(ABC):
         init_seed: the seed of random weights; None for pretrained ones.
         fingerprint: SHA-256 that names the weights, see `bmpeft.backbones.fingerprint`.
         tokenizer_digest: SHA-256 of the tokenizer's serialisation.
-        attention: the resolved attention backend ("eager", "sdpa").
+        attention: the attention backend ("eager", "sdpa", "chunked"), or "auto", which chooses in each call by length.
         image_processor: what makes pixels of images; None where it reads no images.
         max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
@@ -119,6 +120,10 @@ class FrozenBackbone(ABC):
     @abstractmethod
     def longest_sum(self) -> int:
         """Products that the widest of these blocks' linear layers adds up for one value."""
+
+    def attention_layers(self, source_length: int, target_length: int) -> tuple[tuple[int, Choice], ...]:
+        """How many attention layers use which of bmpeft's backends, and why, at these lengths; default: none does."""
+        return ()
 
     @abstractmethod
     def extend_positions(self, positions: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from bmpeft.attention import resolve_backend
+from bmpeft.attention import check_backend
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
@@ -69,7 +69,7 @@ def _from_size(section: BackboneSection) -> BiomedGPTBackbone:
             "or backbone.init=random for untrained weights"
         )
     model = BiomedGPTForConditionalGeneration.from_size(
-        size, seed=section.init_seed, attn_implementation=resolve_backend(section.attention)
+        size, seed=section.init_seed, attn_implementation=check_backend(section.attention)
     )
     tokenizer = load_tokenizer(Path(section.tokenizer) if section.tokenizer else NANO, model.config.vocab_size)
     context = {"size": size, "config": _architecture(model.config), "seed": section.init_seed}
@@ -93,7 +93,7 @@ def _from_directory(directory: Path, section: BackboneSection) -> BiomedGPTBackb
     try:
         with no_progress_bars():
             model = BiomedGPTForConditionalGeneration.from_pretrained(
-                directory, attn_implementation=resolve_backend(section.attention), local_files_only=True
+                directory, attn_implementation=check_backend(section.attention), local_files_only=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{directory}: weights cannot be loaded: {_first_line(error)}") from None

@@ -20,6 +20,7 @@ from bmpeft.adaptation import adapter_tensors, attach, count_parameters
 from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
 from bmpeft.adapters.canary import record_canary
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
+from bmpeft.attention import describe_choices
 from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
@@ -194,6 +195,13 @@ def _announce(backbone: FrozenBackbone, origin: DataOrigin, skipped_rows: int, p
         progress.line("no validation rows: the adapter of the last step is kept")
 
 
+def _attention_lines(backbone: FrozenBackbone, split: EncodedSplit) -> tuple[str, ...]:
+    """What computes the attention of the split's longest source and target."""
+    source = max(row.source_length for row in split.encoded)
+    target = max(len(row.labels or ()) + len(row.decoder_prefix) for row in split.encoded)
+    return describe_choices(backbone.attention_layers(source, target))
+
+
 def _encode(
     recipe: Recipe, backbone: FrozenBackbone, task: Task, records: tuple[Record, ...], progress: Progress
 ) -> EncodedSplit:
@@ -245,6 +253,7 @@ def _fit(
             steps=steps,
             trainable_parameters=trainable,
             precision=trainer.precision,
+            attention=_attention_lines(backbone, train_split),
         )
         if resume is not None:
             log.write("resume", step=resume.step)

@@ -115,7 +115,7 @@ def test_an_adapter_that_learned_nothing_is_saved_says_so_and_does_not_load(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "chunked"])
 def test_rounding_stays_within_the_bound_that_is_derived_for_it(seed: int, attention: str) -> None:
     exact, rounded = tiny_backbone(seed), tiny_backbone(seed, attention)
     rounded.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
@@ -126,7 +126,7 @@ def test_rounding_stays_within_the_bound_that_is_derived_for_it(seed: int, atten
     assert canary._noise(rounded, "float32", found) < bound / 500
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "chunked"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_another_type_or_backend_is_no_other_effect(stored: Stored, dtype: Any, attention: Any) -> None:
     other = load_backbone(str(stored.backbone), attention=attention, dtype=dtype)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmpeft.attention import BACKENDS, Layout, PositionBias, attention, resolve_backend
+from bmpeft.attention import BACKENDS, Layout, PositionBias, attention, check_backend
 
 
 def inputs(seed: int, batch: int, queries: int, keys: int, offset: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -128,5 +128,5 @@ def test_dropout_keeps_the_mean_and_is_off_by_default(backend: str) -> None:
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa"):
-        resolve_backend("flahs")
+    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa, chunked"):
+        check_backend("flahs")

@@ -40,7 +40,7 @@ def batch(seed: int = 0, image: bool = True) -> dict[str, torch.Tensor]:
     return inputs
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "chunked"])
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize(
     "options", [{"num_beams": 1}, {"num_beams": 4}, {"num_beams": 3, "num_return_sequences": 3}], ids=str

@@ -71,7 +71,7 @@ def batches(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=batches(), attention=st.sampled_from(["eager", "sdpa"]))
+@given(batch=batches(), attention=st.sampled_from(["eager", "sdpa", "chunked"]))
 def test_neighbours_and_padding_never_matter(
     model: BiomedGPTForConditionalGeneration, batch: dict[str, torch.Tensor], attention: str
 ) -> None:

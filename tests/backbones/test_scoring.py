@@ -73,7 +73,7 @@ def one_by_one(
 @given(
     answers=DIFFERENT | ALIKE,
     limits=LIMITS,
-    attention=st.sampled_from(["eager", "sdpa"]),
+    attention=st.sampled_from(["eager", "sdpa", "chunked"]),
     image=st.booleans(),
     prefixes=st.none() | st.lists(st.lists(st.integers(4, 9), max_size=3), min_size=4, max_size=4),
 )

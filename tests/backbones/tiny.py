@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bmpeft.attention import resolve_backend
+from bmpeft.attention import check_backend
 from bmpeft.backbones.biomedgpt import BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.backbones.fingerprint import canonical_state, fingerprint_of
@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
 
 def tiny_model(seed: int = 0, attention: str = "eager", **overrides: Any) -> BiomedGPTForConditionalGeneration:
     """An untrained model in evaluation mode."""
-    fields = {**TINY, "attn_implementation": resolve_backend(attention), **overrides}
+    fields = {**TINY, "attn_implementation": check_backend(attention), **overrides}
     return BiomedGPTForConditionalGeneration.from_size("nano", seed=seed, **fields).eval()
 
 

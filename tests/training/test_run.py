@@ -65,6 +65,8 @@ def test_the_log_tells_the_run_in_figures(trained: Trained) -> None:
     ]  # fmt: skip
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "supervised_tokens",
             "seconds_left"} <= events[1].keys()  # fmt: skip
+    # The encoder's two layers, the decoder's two to the source and its own two.
+    assert events[0]["attention"] == ["2/6 layers: eager, asked for"] * 3
     validation = next(event for event in events if event["event"] == "validation")
     assert 0.0 <= validation["accuracy"] <= 1.0
     assert events[-1]["selected_step"] == trained.outcome.summary.selected_step

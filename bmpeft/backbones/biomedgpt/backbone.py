@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from bmpeft.attention import Choice, choose_backend
 from bmpeft.backbones.base import AnswerSet, CandidateScores, EncodedExample, FrozenBackbone
 from bmpeft.backbones.biomedgpt.generation import generate_ids
 from bmpeft.backbones.biomedgpt.image_tower import STRIDE, default_processor
@@ -66,6 +67,19 @@ class BiomedGPTBackbone(FrozenBackbone):
         # What a directory's generation_config.json asks for would slip into every decoding.
         model.generation_config = GenerationConfig.from_model_config(model.config)
         self._images = ImageLoader(processor)
+
+    def attention_layers(self, source_length: int, target_length: int) -> tuple[tuple[int, Choice], ...]:
+        """The encoder's, the decoder's own and the decoder's to the source, by backend."""
+        config = self.model.config
+        stacks = (
+            (config.encoder_layers, source_length, source_length),
+            (config.decoder_layers, target_length, source_length),
+            (config.decoder_layers, target_length, target_length),
+        )
+        return tuple(
+            (layers, choose_backend(self.attention, self.device.type, queries, keys))
+            for layers, queries, keys in stacks
+        )
 
     @property
     def residual_blocks(self) -> int:

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import LogitsProcessor
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from bmpeft.attention import AUTO, check_backend
 from bmpeft.backbones.biomedgpt.configuration import BiomedGPTConfig
 from bmpeft.backbones.biomedgpt.decoder import BiomedGPTDecoder
 from bmpeft.backbones.biomedgpt.encoder import BiomedGPTEncoder
@@ -208,6 +209,14 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the output projection."""
         self.decoder.output_projection = value
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The name of one of bmpeft's own backends, or "auto" where none is asked for.
+
+        Raises:
+            ValueError: there is no such backend.
+        """
+        return check_backend(requested_attention or AUTO)
 
     def get_decoder(self) -> BiomedGPTDecoder:
         """The decoder."""
