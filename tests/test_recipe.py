@@ -378,7 +378,7 @@ def test_a_problem_in_a_list_names_the_item(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"corpus\[1\]\.weight: -60 is out of range: must be > 0\.0$"):
         load_any_recipe(path)
     path.write_text(text.replace("obtain: PubMedQA", "obtained: PubMedQA"), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"unknown key 'corpus\[5\]\.obtained'; did you mean 'obtain'\?$"):
+    with pytest.raises(RecipeError, match=r"unknown key 'corpus\[6\]\.obtained'; did you mean 'obtain'\?$"):
         load_any_recipe(path)
 
 

@@ -23,7 +23,7 @@ from bmpeft.recipe import BackboneSection
 from bmpeft.training.pretraining.batches import MixtureBatches
 from bmpeft.training.pretraining.corpus import GAP, read_corpus, split_at_sentences
 from bmpeft.training.pretraining.rows import MixtureRows, mask_spans
-from bmpeft.training.pretraining.run import IMAGE_PARAMETERS, pretrain
+from bmpeft.training.pretraining.run import CODE_PARAMETERS, IMAGE_PARAMETERS, pretrain
 from tests.backbones.tiny import tiny_backbone, tiny_directory
 
 MASK = 8191
@@ -232,7 +232,7 @@ def test_from_texts_to_a_backbone_that_loads(tiny_recipe: PretrainRecipe) -> Non
     old, new = before.model.state_dict(), after.model.state_dict()
     for name, tensor in old.items():
         same = torch.equal(tensor, new[name])
-        assert same == name.startswith(IMAGE_PARAMETERS) or "rel_pos_table" in name, name
+        assert same == name.startswith((*IMAGE_PARAMETERS, *CODE_PARAMETERS)) or "rel_pos_table" in name, name
     report = json.loads((outcome.directory / "pretraining.json").read_text(encoding="utf-8"))
     assert report["fingerprint"] == outcome.fingerprint and report["sources"][0]["licence"] == "CC0"
     assert str(tiny_recipe.data_root) not in json.dumps(report)

@@ -14,6 +14,8 @@ from bmpeft.backbones.biomedgpt.outputs import BiomedGPTEncoderOutput
 from bmpeft.backbones.biomedgpt.positions import PositionTables, by_bucket, relative_tables, split_factor
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
+PIXELS_AT_ONCE = 2**18
+"""Of the images that a CPU puts through a frozen tower together: four of 256 x 256, all of a batch of 64 x 64."""
 
 
 class BiomedGPTEncoder(nn.Module, PositionTables):
@@ -146,14 +148,15 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         """The tower's output [B, C, rows, columns].
 
-        On a CPU the activations of several images do not fit its caches: one at a time takes less than two thirds
-        of the time. With the statistics of a batch (a tower that is trained) that would be another function.
+        On a CPU the activations of many large images do not fit its caches, and small images one by one waste it. With
+        the statistics of a batch (a tower that is trained) that would be another function.
         """
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if pixel_values.device.type != "cpu" or self.embed_images.training:
             features: Tensor = self.embed_images(pixel_values)
             return features
-        return torch.cat([self.embed_images(image) for image in pixel_values.split(1)])
+        images = max(1, PIXELS_AT_ONCE // (pixel_values.shape[2] * pixel_values.shape[3]))
+        return torch.cat([self.embed_images(part) for part in pixel_values.split(images)])
 
     def _sample_patches(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The patches [B, P, D] that are read and, where they were drawn, their position ids [B, P]."""
