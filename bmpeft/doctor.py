@@ -210,10 +210,14 @@ def _backend(name: str) -> Finding:
     """Compute something small with an attention backend: that is what "available" means."""
     import torch
 
-    from bmpeft.attention import PositionBias, attention
+    from bmpeft.attention import PositionBias, attention, why_unavailable
     from bmpeft.devices import fastest_device
 
-    query = torch.ones(1, 1, 2, 8, device=fastest_device())  # [B, H, L, D]
+    device = fastest_device()
+    reason = why_unavailable(name, device.type)
+    if reason is not None:
+        return Finding(name, "unavailable", f"not available: {reason}")
+    query = torch.ones(1, 1, 2, 16, device=device)  # [B, H, L, D]
     try:
         output = attention(query, query, query, bias=PositionBias(), causal=True, scale=0.25, backend=name)
     except Exception as error:

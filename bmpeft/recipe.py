@@ -41,10 +41,10 @@ class BackboneSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
     )
-    attention: Literal["auto", "eager", "sdpa", "chunked"] = Field(
+    attention: Literal["auto", "eager", "sdpa", "chunked", "triton"] = Field(
         "auto",
-        description="attention backend; auto: by length and device; eager is the specification, chunked needs memory "
-        "linear in the length",
+        description="attention backend; auto: by length and device; eager is the specification; chunked, and triton "
+        "on a GPU, need memory linear in the length",
     )
     max_positions: int | None = Field(
         None,

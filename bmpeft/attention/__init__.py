@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bmpeft.attention.bias import Layout, PositionBias
-from bmpeft.attention.choice import AUTO, Choice, check_backend, choose_backend, describe_choices
+from bmpeft.attention.choice import AUTO, Choice, check_backend, choose_backend, describe_choices, why_unavailable
 from bmpeft.attention.dispatch import BACKENDS, attention
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "check_backend",
     "choose_backend",
     "describe_choices",
+    "why_unavailable",
 ]

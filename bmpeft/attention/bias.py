@@ -125,6 +125,14 @@ def token_bucket(length: int, bucket_size: int = 256, max_positions: int = 1024)
     return torch.from_numpy(_token_bucket(length, bucket_size, max_positions))
 
 
+def last_bucket_from(bucket_size: int = 256, max_positions: int = 1024) -> int:
+    """The smallest distance from which on all distances share the last bucket."""
+    after = _token_bucket(max_positions + 1, bucket_size, max_positions)[
+        max_positions:
+    ]  # distances 0 ... max_positions
+    return int(np.argmax(after == 2 * bucket_size - 2))
+
+
 @functools.lru_cache(maxsize=64)
 def _token_bucket(length: int, bucket_size: int, max_positions: int) -> np.ndarray:
     distance = np.arange(-(length - 1), length, dtype=np.int64)

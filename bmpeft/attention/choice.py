@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 AUTO = "auto"
-NAMES = ("eager", "sdpa", "chunked")
+NAMES = ("eager", "sdpa", "chunked", "triton")
 CHUNKED_FROM = 512 * 512
 """Scores of one head from which `chunked` is faster than `sdpa` on a CPU, training included."""
 
@@ -28,6 +30,18 @@ def check_backend(name: str) -> str:
     if name != AUTO and name not in NAMES:
         raise ValueError(f"attention backend {name!r} is not one of {', '.join((AUTO, *NAMES))}")
     return name
+
+
+def why_unavailable(name: str, device_type: str) -> str | None:
+    """Why a backend cannot run on a kind of device here; None where it can."""
+    if name != "triton":
+        return None
+    missing = [package for package in ("triton", "bmpeft_kernels") if importlib.util.find_spec(package) is None]
+    if missing:
+        return f"{missing[0]} is not installed"
+    if device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"Triton compiles for GPUs, and the device is {device_type}"
 
 
 def choose_backend(name: str, device_type: str, num_queries: int, num_keys: int) -> Choice:

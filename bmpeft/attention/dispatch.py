@@ -12,9 +12,10 @@ from bmpeft.attention.choice import choose_backend
 from bmpeft.attention.chunked import chunked_attention
 from bmpeft.attention.eager import eager_attention
 from bmpeft.attention.sdpa import sdpa_attention
+from bmpeft.attention.triton import triton_attention
 
 BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {"eager": eager_attention, "sdpa": sdpa_attention, "chunked": chunked_attention}
+    {"eager": eager_attention, "sdpa": sdpa_attention, "chunked": chunked_attention, "triton": triton_attention}
 )
 
 
@@ -48,7 +49,8 @@ def attention(
         dropout: probability, applied to the attention probabilities.
         scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
         head_scale: [H] or None, multiplies each head's output (NormFormer).
-        backend: "auto", "eager", "sdpa" or "chunked". All compute the same function; `eager` defines it.
+        backend: "auto", "eager", "sdpa", "chunked" or "triton" (a GPU, and no `visible_until`). All compute the
+            same function; `eager` defines it.
 
     Returns:
         [B, H, Lq, D] in the dtype of `value`; zeros for a query that sees no key.

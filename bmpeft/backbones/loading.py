@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from bmpeft.attention import check_backend
+from bmpeft.attention import check_backend, why_unavailable
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.backbones.biomedgpt import SIZES, BiomedGPTConfig, BiomedGPTForConditionalGeneration
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
@@ -34,10 +34,13 @@ def load_frozen_backbone(section: BackboneSection) -> FrozenBackbone:
     """Load what a recipe's `backbone` section names, frozen, on the fastest device there is.
 
     Raises:
-        UsageError: there is no such size, or it has no pretrained weights.
+        UsageError: there is no such size, it has no pretrained weights, or the attention backend cannot run here.
         BackboneError: the directory is missing, incomplete, damaged or not a backbone; the hub cannot be reached.
     """
     device = fastest_device()
+    reason = why_unavailable(section.attention, device.type)
+    if reason is not None:
+        raise UsageError(f"backbone.attention={section.attention}: {reason}")
     directory = Path(section.name).expanduser()
     if section.name in SHIPPED and section.init == "pretrained":
         backbone = _from_directory(SHIPPED[section.name], section)

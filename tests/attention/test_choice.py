@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bmpeft.attention import AUTO, BACKENDS, PositionBias, attention, check_backend, choose_backend, describe_choices
+from bmpeft.attention import (
+    AUTO,
+    BACKENDS,
+    PositionBias,
+    attention,
+    check_backend,
+    choose_backend,
+    describe_choices,
+    why_unavailable,
+)
 from bmpeft.attention.choice import CHUNKED_FROM, NAMES
+from bmpeft.backbones import load_frozen_backbone
+from bmpeft.errors import UsageError
+from bmpeft.recipe import BackboneSection
 
 
 def test_every_name_is_a_backend() -> None:
@@ -47,5 +59,19 @@ def test_a_report_counts_the_layers_of_each_choice() -> None:
 
 
 def test_a_backend_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="'flash' is not one of auto, eager, sdpa, chunked"):
+    with pytest.raises(ValueError, match="'flash' is not one of auto, eager, sdpa, chunked, triton"):
         check_backend("flash")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs it")
+def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_loaded() -> None:
+    section = BackboneSection(name="biomedgpt-nano", attention="triton")
+    with pytest.raises(UsageError, match=r"backbone\.attention=triton: Triton compiles for GPUs.* is cpu"):
+        load_frozen_backbone(section)
+    assert why_unavailable("chunked", "cpu") is None
+
+
+def test_kernels_say_why_they_do_not_run_on_a_cpu() -> None:
+    query = torch.ones(1, 1, 2, 16)
+    with pytest.raises(RuntimeError, match="Triton compiles for no cpu: a GPU is needed"):
+        attention(query, query, query, bias=PositionBias(), scale=0.25, backend="triton")

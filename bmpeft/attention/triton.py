@@ -1,0 +1,101 @@
+"""Biased attention by the Triton kernels of `bmpeft_kernels`: no L x L matrix in the GPU's memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bmpeft.attention.bias import Layout, PositionBias, last_bucket_from, token_bucket
+
+
+def triton_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: PositionBias,
+    key_padding_mask: Tensor | None,
+    causal: bool,
+    segment_ids: tuple[Tensor, Tensor] | None,
+    visible_until: Tensor | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q k^T + bias) v, see `bmpeft.attention.attention`.
+
+    Raises:
+        ValueError: token trees, absent patches, or a head dimension that the kernels do not have.
+        RuntimeError: Triton has no GPU to compile for.
+    """
+    from bmpeft_kernels.attention import biased_attention
+
+    layout = bias.layout
+    if visible_until is not None or layout.text_positions is not None:
+        raise ValueError("attention backend triton: has no token trees; sdpa or chunked compute them")
+    batch, _, num_queries, _ = query.shape
+    num_keys = key.shape[2]
+    query_segment, key_segment = _segments(batch, num_queries, num_keys, query.device, key_padding_mask, segment_ids)
+    has_factors = bias.query_factor is not None and bias.key_factor is not None
+    has_line = bias.token_table is not None and num_queries > max(layout.num_image - layout.query_offset, 0)
+    index = _token_index(layout, num_queries, num_keys).to(query.device) if has_line else None
+    ids = layout.image_ids
+    output: Tensor = biased_attention(
+        query.to(value.dtype),
+        key.to(value.dtype),
+        value,
+        scale=scale,
+        pos_query=bias.query_factor.to(value.dtype) if has_factors and bias.query_factor is not None else None,
+        pos_key=bias.key_factor.to(value.dtype) if has_factors and bias.key_factor is not None else None,
+        token_table=bias.token_table if has_line else None,
+        token_index=index,
+        token_far=last_bucket_from(layout.token_bucket_size, layout.max_positions),
+        image_table=bias.image_table if ids is not None else None,
+        image_place=None if ids is None else _places(ids, layout.image_bucket_size),
+        image_side=layout.image_bucket_size,
+        num_image=layout.num_image,
+        query_segment=query_segment,
+        key_segment=key_segment,
+        causal=causal,
+        query_offset=layout.query_offset,
+        dropout=dropout,
+        seed=int(torch.randint(2**31 - 1, ())) if dropout > 0.0 else 0,
+    )
+    return output
+
+
+def _segments(
+    batch: int,
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
+    key_padding_mask: Tensor | None,
+    segment_ids: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Segments of queries and keys, those of padding -1; None where everything is one segment."""
+    if key_padding_mask is None and segment_ids is None:
+        return None, None
+    if segment_ids is None:
+        of_queries = torch.zeros(batch, num_queries, dtype=torch.int64, device=device)
+        of_keys = torch.zeros(batch, num_keys, dtype=torch.int64, device=device)
+    else:
+        of_queries, of_keys = segment_ids
+    if key_padding_mask is not None:
+        of_keys = of_keys.masked_fill(~key_padding_mask.to(torch.bool), -1)
+    return of_queries, of_keys
+
+
+def _token_index(layout: Layout, num_queries: int, num_keys: int) -> Tensor:
+    """Table index of every diagonal of the text block, from the last query's to the first key on."""
+    text_queries = num_queries - max(layout.num_image - layout.query_offset, 0)
+    text_keys = num_keys - layout.num_image
+    last_query = layout.query_offset + num_queries - 1 - layout.num_image
+    longest = max(last_query + 1, text_keys, layout.max_positions)
+    buckets = token_bucket(longest, layout.token_bucket_size, layout.max_positions)
+    distance = last_query - torch.arange(text_queries + text_keys - 1)
+    return buckets[distance + longest - 1]
+
+
+def _places(image_ids: Tensor, side: int) -> Tensor:
+    """row * (2 * side - 1) + column of position ids: differences of places are the table's index."""
+    position = image_ids - 1
+    return position.div(side, rounding_mode="floor") * (2 * side - 1) + position.remainder(side)
