@@ -118,11 +118,12 @@ def test_other_images_of_a_measured_patient_leave_the_corpus(tmp_path: Path) -> 
     splits = read_dataset(DataSection(dataset="hannover_cxr", path=str(tmp_path / "data.csv"))).splits
     patients = {record.group for record in splits["train"]}
     assert {image.group for image in (*one.images, *one.held_out_images)} == patients and one.removed.images == 0
-    # The other labels of the same images have the same patients, who are divided in the same way.
-    (everything,) = read_corpus(
-        recipe(tmp_path, [section], exclude=[{**excluded, "variant": "icu", "splits": ["test"], "split_by": "group"}])
-    )
-    assert {image.group for image in everything.images} <= patients
+    # Divided by image, a measured image may be of a patient whose other images were not.
+    (less,) = read_corpus(recipe(tmp_path, [section], exclude=[{**excluded, "split_by": "image", "splits": ["test"]}]))
+    by_image = DataSection(dataset="hannover_cxr", path=str(tmp_path / "data.csv"), split_by="image")
+    measured = {record.group for record in read_dataset(by_image).splits["test"]}
+    left = {image.group for image in (*less.images, *less.held_out_images)}
+    assert left == patients - measured != patients
 
 
 @pytest.mark.parametrize(

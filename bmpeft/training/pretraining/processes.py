@@ -1,9 +1,9 @@
 """Data-parallel pretraining: each process takes its share of every batch, and the result is that of one process.
 
-Started by ``torchrun`` or ``accelerate launch``, which tell each process its number. What makes the result equal:
-every process makes the same batches and keeps every n-th row of them; the loss of a step is divided by the tokens of
-all shares; BatchNorm normalises by the statistics of all shares. Random numbers of the model itself (dropout, sampled
-patches) are each process's own.
+Started by ``torchrun`` or a launcher that sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK). What makes the
+result equal: every process makes the same batches and keeps every n-th row of them; the loss of a step is divided by
+the tokens of all shares; BatchNorm normalises by the statistics of all shares. Random numbers of the model itself
+(dropout, sampled patches) are each process's own.
 """
 
 from __future__ import annotations

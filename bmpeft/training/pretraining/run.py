@@ -71,7 +71,7 @@ class PretrainOutcome:
 def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False) -> PretrainOutcome:
     """Pretrain and store a backbone; `resume` goes on from the last checkpoint of the same recipe.
 
-    Under ``torchrun`` or ``accelerate launch`` the processes share each batch; the first one alone shows progress and
+    Under ``torchrun`` the processes share each batch; the first one alone shows progress and
     writes logs, checkpoints and the backbone.
 
     Raises:
