@@ -16,7 +16,7 @@ LAYERS = [
     {"attention", "images"},
     {"backbones"},
     {"adaptation", "adapters", "tasks", "datasets"},
-    {"training", "evaluation", "doctor"},
+    {"training", "evaluation", "benchmarks", "doctor"},
     {"cli", "__main__", "doctor"},
 ]
 # The modules beside the packages import nothing of the layers, and may be imported from all of them.

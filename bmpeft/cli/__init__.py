@@ -17,6 +17,7 @@ import typer
 
 from bmpeft import __version__
 from bmpeft.cli.adapters import adapters
+from bmpeft.cli.bench import bench
 from bmpeft.cli.convert import convert
 from bmpeft.cli.data import data
 from bmpeft.cli.doctor import doctor
@@ -35,7 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "doctor": doctor,
 }
-GROUPS = {"recipes": recipes, "adapters": adapters, "data": data}
+GROUPS = {"recipes": recipes, "adapters": adapters, "data": data, "bench": bench}
 
 app = typer.Typer(help="One frozen biomedical backbone, many small adapters.", **PLAIN)
 for name, command in COMMANDS.items():

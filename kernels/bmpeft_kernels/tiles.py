@@ -35,18 +35,23 @@ _WIDE: dict[str, Tile] = {
     "backward_queries": Tile(64, 16, 8, 1),
     "backward_keys": Tile(16, 64, 4, 1),
 }
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
-TILES: dict[str, tuple[dict[str, Tile], dict[str, Tile]]] = dict.fromkeys(ARCHITECTURES, (_NARROW, _WIDE))
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+_LINE = {"backward_line": Tile(32, 64, 8, 1)}  # four warps spill on sm_120
+TILES: dict[str, tuple[dict[str, Tile], dict[str, Tile]]] = {
+    **dict.fromkeys(ARCHITECTURES, (_NARROW, _WIDE)),
+    "sm_100": (_NARROW, {**_WIDE, "backward_queries": _NARROW["backward_queries"]}),  # the wide one spills there
+    "sm_120": (_NARROW | _LINE, _WIDE | _LINE),
+}
 """For each architecture the tiles of head dimensions up to 64, and of 80."""
 INTERPRETER: dict[str, Tile] = dict.fromkeys(KERNELS, Tile(32, 64, 4, 1))
 """Where no GPU runs them: Triton's interpreter, whose time is a matter of the number of tiles."""
 
 
 def tiles_for(architecture: str, head_dim: int) -> dict[str, Tile]:
-    """The tiles of an architecture ("sm_86", "gfx942"); one that is not listed gets its nearest listed ancestor's.
+    """The tiles of an architecture ("sm_86"); one that is not listed gets its nearest listed ancestor's.
 
     Raises:
-        ValueError: no tensor cores that Triton uses (below sm_80), or an unknown family.
+        ValueError: no tensor cores that Triton uses (below sm_80), or no NVIDIA GPU.
     """
     wide = head_dim > 64
     if architecture in TILES:

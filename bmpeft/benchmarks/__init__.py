@@ -1,0 +1,1 @@
+"""What `bmpeft bench` measures."""

@@ -1,0 +1,45 @@
+"""The one form of a benchmark's rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bmpeft.errors import BmpeftError
+
+COLUMNS = (
+    "benchmark",
+    "case",
+    "backend",
+    "dtype",
+    "pass",
+    "batch",
+    "length",
+    "heads",
+    "head_dim",
+    "metric",
+    "unit",
+    "p20",
+    "p50",
+    "p80",
+    "n",
+    "device",
+    "versions",
+)
+
+
+def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the columns of `COLUMNS`.
+
+    Raises:
+        BmpeftError: the file cannot be written.
+    """
+    try:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise BmpeftError(f"{file}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,91 @@
+"""`bmpeft bench ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bmpeft.cli.options import PLAIN, Json, Quiet, help_without_command
+from bmpeft.cli.output import print_json, print_rows, work
+
+bench = typer.Typer(help="Measurements; each row names device and versions.", **PLAIN)
+bench.callback()(help_without_command)
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+@bench.command("compile")
+def compile_kernels(
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="ARCHITECTURE", help="Such as sm_86; again for more; default: all.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE", help="float16 or bfloat16; again for both; default: both.")
+    ] = None,
+    head_dim: Annotated[list[int] | None, typer.Option(metavar="D", help="64 or 80; default: both.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compile the attention kernels for GPUs that need not be here: registers, stack, shared memory, occupancy."""
+    with work(quiet=quiet) as progress:
+        from bmpeft.benchmarks.compile_matrix import compile_matrix
+        from bmpeft.benchmarks.rows import write_csv
+
+        entries = compile_matrix(
+            target or ARCHITECTURES, dtype or ("float16", "bfloat16"), head_dim or (64, 80), progress
+        )
+        rows = [row for entry in entries for row in entry.rows()]
+        if csv is not None:
+            write_csv(csv, rows)
+    if as_json:
+        print_json({"kernels": [entry.row() for entry in entries], "rows": rows})
+    else:
+        print_rows("kernels", [entry.row() for entry in entries], as_json=False)
+
+
+@bench.command("attention")
+def measure_attention(
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for more; default: eager, sdpa, chunked.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="L", help="Again for more; default: 512, 1024, 2048.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 2,
+    heads: Annotated[int, typer.Option(min=1, metavar="H", help="Heads.")] = 12,
+    head_dim: Annotated[int, typer.Option(min=1, metavar="D", help="Dimension of a head.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 5,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the attention backends on the CPU: processor time and memory over the length."""
+    with work(quiet=quiet) as progress:
+        from bmpeft.benchmarks.attention import bench_attention
+        from bmpeft.benchmarks.plot import plot_rows
+        from bmpeft.benchmarks.rows import write_csv
+
+        rows = bench_attention(
+            backends=backend or ("eager", "sdpa", "chunked"),
+            dtypes=dtype or ("float32", "bfloat16"),
+            lengths=length or (512, 1024, 2048),
+            batch=batch,
+            heads=heads,
+            head_dim=head_dim,
+            repeats=repeats,
+            progress=progress,
+        )
+        if csv is not None:
+            write_csv(csv, rows)
+        if plot is not None:
+            plot_rows(plot, rows)
+    if as_json:
+        print_json({"rows": list(rows)})
+    else:
+        shown = ("backend", "dtype", "pass", "length", "metric", "unit", "p20", "p50", "p80", "n")
+        print_rows("rows", [{name: row[name] for name in shown} for row in rows], as_json=False)
