@@ -126,7 +126,7 @@ def sampling_model(count: int | None, attention: str = "eager") -> Any:
     return model
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "chunked"])
 def test_sampling_is_hiding_the_other_patches(attention: str) -> None:
     """Features, positions and mask: a sampled batch gives what the whole one gives where the rest is masked."""
     model, given = sampling_model(4, attention), inputs()

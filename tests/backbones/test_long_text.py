@@ -36,7 +36,7 @@ def tokens(length: int) -> torch.Tensor:
     return torch.randint(4, 8000, (1, length), generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "chunked"])
 @pytest.mark.parametrize("length", [1, 7, TRAINED])
 def test_what_fits_the_trained_positions_is_computed_bit_for_bit_as_before(length: int, attention: str) -> None:
     plain, extended = model_with(None, attention), model_with(100, attention)

@@ -20,7 +20,9 @@ GOLDEN = Path(os.environ.get("BMPEFT_SHARED_GOLDEN", Path(__file__).resolve().pa
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden outputs are not at {GOLDEN.name}")
 
 
-@pytest.fixture(scope="module", params=[(c, a) for c in CASES for a in ("eager", "sdpa")], ids=lambda p: "-".join(p))
+@pytest.fixture(
+    scope="module", params=[(c, a) for c in CASES for a in ("eager", "sdpa", "chunked")], ids=lambda p: "-".join(p)
+)
 def golden(request: pytest.FixtureRequest) -> tuple[BiomedGPTForConditionalGeneration, dict[str, torch.Tensor]]:
     """A model with the golden weights, and the case's inputs and outputs."""
     case, attention = request.param
