@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 def cost(run: dict[str, Any]) -> str:
     """What a recipe's header says."""
     threads = "one CPU thread" if run["threads"] == 1 else f"{run['threads']} CPU threads"
-    with_changes = f" with {changes(run)}" if changes(run) else ""
+    with_changes = f", with {changes(run)}" if changes(run) else ""
     return (
         f"nano on {threads}, other work beside{with_changes}: training {duration(run['training_seconds'])}, "
         f"with scores and controls {duration(run['command_seconds'])}, memory {run['peak_rss_gib']:.1f} GiB"
