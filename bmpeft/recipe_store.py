@@ -34,7 +34,7 @@ class ShippedRecipe:
         if isinstance(recipe, Recipe):
             what = {"method": recipe.adaptation.method, "task": recipe.task.name, "dataset": recipe.data.dataset}
         else:
-            what = {"method": "pretrain", "task": "", "dataset": ", ".join(source.name for source in recipe.corpus)}
+            what = {"method": "pretrain", "task": "", "dataset": f"{len(recipe.corpus)} sources"}
         return {"name": self.name, **what, "backbone": recipe.backbone.name, "description": recipe.description}
 
 
