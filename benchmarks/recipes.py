@@ -115,6 +115,7 @@ def run(name: str, data: Path, work: Path, backbone: str | None, seed: int, key:
         "trainable_parameters": training["trainable_parameters"],
         "steps": training["steps"],
         "precision": training["precision"],
+        "attention": manifest["backbone"]["attention"],
         "training_seconds": round(training["seconds"], 1),
         "command_seconds": round(seconds, 1),
         "peak_rss_gib": round(peak, 2),
@@ -195,8 +196,9 @@ def main() -> None:
 def write(result: Path, runs: list[dict[str, Any]]) -> None:
     """Write the result file."""
     content = {
-        "what": "every shipped recipe on published data: trained, measured, loaded again in a new process with "
-        "the same figures; [value, 95 % interval]; peak_rss_gib is the largest resident memory of the whole process",
+        "what": "every shipped recipe on published data: trained, measured, loaded again in a new process with the "
+        "same figures on the first split; [value, 95 % interval]; peak_rss_gib is the largest resident memory of the "
+        "whole process",
         "command": "python benchmarks/recipes.py DATA",
         "machine": describe_machine(),
         "beside": "load average of the machine at the end of each run; other work took part of the two cores",
