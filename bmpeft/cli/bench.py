@@ -88,4 +88,6 @@ def measure_attention(
         print_json({"rows": list(rows)})
     else:
         shown = ("backend", "dtype", "pass", "length", "metric", "unit", "p20", "p50", "p80", "n")
-        print_rows("rows", [{name: row[name] for name in shown} for row in rows], as_json=False)
+        # Microseconds are shown; the rows of --json and --csv are whole.
+        table = [{n: round(row[n], 6) if isinstance(row[n], float) else row[n] for n in shown} for row in rows]
+        print_rows("rows", table, as_json=False)
