@@ -46,6 +46,7 @@ class CorpusSection(Section):
         {}, description="what images of a label show besides: name of the label -> attribute -> words"
     )
     mirrored: bool = Field(False, description="whether an image's label and attributes hold for its mirror image")
+    balanced: bool = Field(False, description="draw every label of the images equally often")
     weight: float = Field(gt=0.0, description="share of the rows, relative to the other sources")
     licence: str = Field(description="of the texts or images; goes into the report")
     obtain: str = Field("", description="where the file comes from; shown where it is missing")
@@ -62,8 +63,11 @@ class CorpusSection(Section):
                 raise ValueError("prompt: names columns in braces, each once, such as {question}")
         if self.dataset is not None and (self.text or self.prompt or self.without_ids):
             raise ValueError("text, prompt, answer and without_ids are for files of texts, not for a dataset")
-        if self.dataset is None and (self.variant or self.label_names or self.shows or self.label_shows):
-            raise ValueError("variant, label_names, shows and label_shows are for a dataset of images")
+        of_images = self.variant or self.label_names or self.shows or self.label_shows or self.mirrored or self.balanced
+        if self.dataset is None and of_images:
+            raise ValueError(
+                "variant, label_names, shows, label_shows, mirrored and balanced are for a dataset of images"
+            )
         return self
 
 
@@ -135,7 +139,7 @@ class PretrainTrainingSection(Section):
         None, gt=0.0, le=1.0, description="the encoder's share of learning_rate from then on; default: as at first"
     )
     tower_learning_rate_factor: float = Field(
-        1.0, gt=0.0, le=100.0, description="image tower and the layer behind it train at this share"
+        1.0, ge=0.0, le=100.0, description="image tower and the layer behind it train at this share; 0: not at all"
     )
     batch_statistics: float = Field(
         0.8,

@@ -42,7 +42,7 @@ class Removed:
 class Source:
     """One source in memory: texts to infill, (prompt, answer) pairs and images, divided by a stable hash.
 
-    A `GAP` in a prompt becomes the mask token.
+    A `GAP` in a prompt becomes the mask token. Of `balanced` images every label is drawn equally often.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Source:
     texts: tuple[str, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
     images: tuple[ShownImage, ...] = ()
+    balanced: bool = False
     held_out_texts: tuple[str, ...] = ()
     held_out_questions: tuple[tuple[str, str], ...] = ()
     held_out_images: tuple[ShownImage, ...] = ()
@@ -57,7 +58,9 @@ class Source:
 
     def held_out(self) -> Source:
         """The same source with what is not trained on."""
-        return Source(self.name, self.weight, self.held_out_texts, self.held_out_questions, self.held_out_images)
+        return Source(
+            self.name, self.weight, self.held_out_texts, self.held_out_questions, self.held_out_images, self.balanced
+        )
 
 
 def read_corpus(recipe: PretrainRecipe) -> tuple[Source, ...]:
@@ -117,7 +120,12 @@ def _read_images(section: CorpusSection, root: Path, share: float, excluded: Exc
         raise DataError(root / str(section.path), f"corpus {section.name}: every image is excluded")
     kept, held = _divide(left, share, key=lambda image: image.group)
     return Source(
-        section.name, section.weight, images=tuple(kept), held_out_images=tuple(held), removed=Removed(images=sum(out))
+        section.name,
+        section.weight,
+        images=tuple(kept),
+        balanced=section.balanced,
+        held_out_images=tuple(held),
+        removed=Removed(images=sum(out)),
     )
 
 

@@ -8,6 +8,7 @@ tasks that adapters are trained for; whether a caption belongs to an image by ` 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
@@ -78,7 +79,7 @@ class _Pool:
     weight: float
     texts: tuple[tuple[int, ...], ...]
     questions: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    images: tuple[ShownImage, ...]
+    images: tuple[tuple[ShownImage, ...], ...]  # one of the groups is drawn, then one of its images
     number: int
     counts: PoolCounts
 
@@ -156,7 +157,7 @@ class MixtureRows:
 
     def _of_image(self, pool: _Pool, number: int, generator: random.Random) -> MixtureRow:
         assert self._reading is not None
-        shown = generator.choice(pool.images)
+        shown = generator.choice(generator.choice(pool.images))
         task = generator.choices(list(self._image_shares), list(self._image_shares.values()))[0]
         if task == "image_classification":
             source, target = ImageClassification.default_prompt, " " + shown.label
@@ -197,7 +198,7 @@ class MixtureRows:
             source.weight,
             tuple(tuple(ids[:text_limit]) for ids in texts),
             tuple((tuple(question), tuple(answer[:limit])) for question, answer in asked),
-            source.images,
+            _groups(source),
             number,
             counts,
         )
@@ -229,6 +230,14 @@ class MixtureRows:
         return EncodedExample(
             input_ids=(bos, *source, eos), labels=(*target, eos), image=image, image_patches=image_patches
         )
+
+
+def _groups(source: Source) -> tuple[tuple[ShownImage, ...], ...]:
+    """The images of each label where the source is balanced, else all in one group; none where it has none."""
+    groups: defaultdict[str, list[ShownImage]] = defaultdict(list)
+    for image in source.images:
+        groups[image.label if source.balanced else ""].append(image)
+    return tuple(tuple(group) for _, group in sorted(groups.items()))
 
 
 def mask_spans(
