@@ -12,8 +12,10 @@ Result: results/recipes_nano.json, in which nothing of a row stands.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,6 +38,15 @@ TSV_SUMMARIZATION = (
     "data.label_names=null",
     "data.max_target_length=128",
 )
+ENTAILMENT = (
+    "task={name: text_understanding, decoding: {method: candidates}, "
+    'prompt: \' can text1 " {text} " imply text2 " {question} "?\'}',
+    "data.fields={text: text, question: question, label: label, group: group}",
+    "data.licence=CC BY 4.0",
+    "data.max_target_length=8",
+    "training.epochs=6",
+    "training.batch_size=32",
+)
 # Long ones with fewer steps and on fewer rows, so that all are done in hours on a CPU; result and table say so.
 # name of the run -> recipe, place of its data below DATA, further overrides
 RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -46,6 +57,7 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "medical_abstracts": ("medical_abstracts_lora", "medical_abstracts_tc", ("data.split_by=group",)),
     "pubmedqa": ("pubmedqa_lora", "pubmedqa_l", ()),
     "meqsum": ("meqsum_lora", "meqsum/biomedgpt_split", ("training.epochs=2",)),
+    "meqsum_entailment": ("own_jsonl", "meqsum/biomedgpt_split", ENTAILMENT),
     "mediqa2021_qs": ("mediqa2021_qs_lora", "mediqa2021_qs_mas/Task1", ()),
     "mediqa2021_mas": (
         "mediqa2021_mas_lora",
@@ -78,6 +90,35 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
+def write_entailment_pairs(source: Path, directory: Path) -> Path:
+    """Of each question of MeQSum two pairs: with its own summary ("yes"), and with another's ("no").
+
+    The other one is that of the same split which shares most words with the own one, so that the topic alone does
+    not tell them apart: whether a long question implies a short one, after RQE (Ben Abacha & Demner-Fushman 2016).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        with (source / f"{split}.tsv").open(encoding="utf-8", newline="") as stream:
+            rows = [tuple(row[:2]) for row in csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        words = [set(re.findall(r"\w+", summary.lower())) for _, summary in rows]
+        lines = []
+        for number, (text, summary) in enumerate(rows):
+            others = [n for n in range(len(rows)) if words[n] != words[number]]
+            nearest = max(others, key=lambda n: (len(words[n] & words[number]) / len(words[n] | words[number]), -n))
+            pairs = ((summary, "yes"), (rows[nearest][1], "no"))
+            lines += [
+                json.dumps({"text": text, "question": question, "label": label, "group": f"{split}-{number}"})
+                for question, label in pairs
+            ]
+        name = {"val": "validation"}.get(split, split)
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory
+
+
+PREPARED = {"meqsum_entailment": write_entailment_pairs}
+"""Runs whose data is made of what lies there."""
+
+
 def bmpeft(*arguments: str) -> tuple[dict[str, Any], float, float]:
     """Standard output of one command as JSON, its seconds and its peak of resident memory in GiB."""
     started = time.perf_counter()
@@ -94,7 +135,8 @@ def bmpeft(*arguments: str) -> tuple[dict[str, Any], float, float]:
 def run(name: str, data: Path, work: Path, backbone: str | None, seed: int, key: dict[str, Any]) -> dict[str, Any]:
     """Train and measure one recipe, then measure the stored adapter in a new process."""
     recipe, place, options = RUNS[name]
-    overrides = [f"data.path={data / place}", *options, f"training.seed={seed}", f"output.name={name}"]
+    path = PREPARED[name](data / place, work / name) if name in PREPARED else data / place
+    overrides = [f"data.path={path}", *options, f"training.seed={seed}", f"output.name={name}"]
     overrides += [f"output.directory={work / 'adapters'}", f"output.runs={work / 'runs'}", "output.overwrite=true"]
     if backbone is not None:
         overrides += [f"backbone.name={backbone}"]

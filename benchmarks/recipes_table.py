@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "recipes_nano.json"
 README = ROOT / "recipes" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+AUROC = "auroc/binary@1"
 HEAD = (
     "| data | recipe | rows | training | memory | split (n) | metric | adapter [95 %] | controls |\n"
     "|---|---|--:|--:|--:|---|---|--:|---|\n"
@@ -68,26 +69,26 @@ def cost(run: dict[str, Any]) -> str:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One line for each split that was scored; of several seeds the mean, and the smallest and the largest value."""
+    """A line for each split and metric; of several seeds the mean, and the smallest and the largest value."""
     lines = []
     for name in dict.fromkeys(run["name"] for run in runs):
         same = [run for run in runs if run["name"] == name]
-        lines += [_line(same, number) for number in range(len(same[0]["results"]))]
+        for number, result in enumerate(same[0]["results"]):
+            lines += [_line(same, number, m) for m in (next(iter(result["metrics"])), AUROC) if m in result["metrics"]]
     return HEAD + "".join(lines)
 
 
-def _line(runs: Sequence[dict[str, Any]], number: int) -> str:
+def _line(runs: Sequence[dict[str, Any]], number: int, metric: str) -> str:
     run, result = runs[0], runs[0]["results"][number]
-    metric = next(iter(result["metrics"]))
     value, low, high = result["metrics"][metric]
     figure = f"{value:.3f} [{low:.3f}, {high:.3f}]"
     if len(runs) > 1:
         values = [other["results"][number]["metrics"][metric][0] for other in runs]
         figure = f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(runs)} seeds)"
     controls = "; ".join(
-        f"{'' if control['model_minus_control'][1] > 0 else '**'}{control_name} {control['value']:.3f}"
-        f"{'' if control['model_minus_control'][1] > 0 else '**'}"
-        for control_name, control in result["controls"].items()
+        _control([other["results"][number] for other in runs], metric, name)
+        for name, control in result["controls"].items()
+        if metric in (next(iter(result["metrics"])), *control["metrics"])
     )
     recipe = recipe_of(run)
     cells = (
@@ -102,6 +103,22 @@ def _line(runs: Sequence[dict[str, Any]], number: int) -> str:
         controls,
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _control(results: Sequence[dict[str, Any]], metric: str, name: str) -> str:
+    """A control's figure, the mean over the seeds; bold if the adapter of some seed does not beat it.
+
+    Of the first metric the paired interval says so; of another one, which has no such interval, the figures do.
+    """
+    controls = [result["controls"][name] for result in results]
+    first = metric == next(iter(results[0]["metrics"]))
+    values = [control["value"] if first else control["metrics"][metric] for control in controls]
+    margins = [
+        control["model_minus_control"][1] if first else result["metrics"][metric][0] - value
+        for control, result, value in zip(controls, results, values, strict=True)
+    ]
+    text = f"{name} {statistics.mean(values):.3f}"
+    return text if min(margins) > 0 else f"**{text}**"
 
 
 def readme_with_table(text: str, runs: Sequence[dict[str, Any]]) -> str:
