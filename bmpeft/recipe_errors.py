@@ -50,6 +50,11 @@ def field_at(root: type[BaseModel], keys: list[str]) -> FieldInfo | None:
     return steps[-1].field if steps else None
 
 
+def dotted_key(root: type[BaseModel], location: Location) -> str:
+    """The key that a location of a validation error of `root` means, as ``section.key`` or ``list[2]``."""
+    return _dotted(list(_walk(root, location)))
+
+
 def _describe_one(problem: ErrorDetails, root: type[BaseModel]) -> str:
     steps = list(_walk(root, problem["loc"]))
     key = _dotted(steps)

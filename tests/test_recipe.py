@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from bmpeft.errors import RecipeError, UsageError
 from bmpeft.pretrain_recipe import load_any_recipe
-from bmpeft.recipe import LORA_TARGETS, Recipe, load_recipe, match_splits, parse_recipe
+from bmpeft.recipe import Recipe, load_recipe, match_splits, parse_recipe
+from bmpeft.recipe_adaptation import LORA_TARGETS
 from bmpeft.recipe_store import shipped_names, shipped_recipe
 
 MINIMAL: dict[str, Any] = {

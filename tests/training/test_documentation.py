@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bmpeft.recipe import LORA_TARGETS, LoraSection, TrainingSection
+from bmpeft.recipe import TrainingSection
+from bmpeft.recipe_adaptation import LORA_TARGETS, LoraSection
 
 
 def documented(repository: Path) -> dict[str, str]:

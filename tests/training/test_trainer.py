@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from bmpeft.adaptation import adapter_tensors, attach
+from bmpeft.adaptation import attach
+from bmpeft.adaptation.lora import adapter_tensors
 from bmpeft.backbones.base import EncodedExample
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BmpeftError
-from bmpeft.recipe import LoraSection, TrainingSection
+from bmpeft.recipe import TrainingSection
+from bmpeft.recipe_adaptation import LoraSection
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import EvaluationSchedule, evaluation_steps
 from bmpeft.training.checkpoints import CheckpointStore
@@ -58,7 +60,7 @@ def make_trainer(
     options = {**defaults, "precision": "float32", **options}
     losses = Losses()
     trainer = SequenceTrainer(
-        attach(backbone, LoraSection(rank=4, dropout=lora_dropout)),
+        attach(backbone, LoraSection(rank=4, dropout=lora_dropout)).model,
         backbone=backbone,
         section=TrainingSection(**options),
         train_rows=EncodedDataset(tuple(rows or encoded_rows(backbone, ROWS).encoded)),
