@@ -275,10 +275,11 @@ class Recipe(Section):
             raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
         if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
             raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
-        if self.adaptation.method == "full" and "learning_rate" not in self.training.model_fields_set:
+        named = "learning_rate" in self.training.model_fields_set
+        if not (named or self.adaptation.has_default_learning_rate):
             raise ValueError(
-                f"training.learning_rate: adaptation.method=full needs one, such as 1e-4; the default, "
-                f"{self.training.learning_rate:g}, is for adapters that start without an effect"
+                f"training.learning_rate: adaptation.method={self.adaptation.method} needs one, such as 1e-4; the "
+                f"default, {self.training.learning_rate:g}, is for adapters that start without an effect"
             )
         self._refuse_lengths_without_positions()
         return self

@@ -5,7 +5,7 @@ A method is a section here, its files in `bmpeft.adaptation.formats` and its com
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -16,7 +16,18 @@ LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 DEFAULT_METHOD = "lora"
 
 
-class LoraSection(Section):
+class MethodSection(Section):
+    """What all methods share.
+
+    Attributes:
+        has_default_learning_rate: whether `training.learning_rate`'s default, chosen for adapters that start without an
+            effect, fits; else a recipe has to name one.
+    """
+
+    has_default_learning_rate: ClassVar[bool] = True
+
+
+class LoraSection(MethodSection):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
 
     Rank-stabilised by default (Kalajdzievski 2023, arXiv:2312.03732).
@@ -39,13 +50,15 @@ class LoraSection(Section):
         return value
 
 
-class FullSection(Section):
+class FullSection(MethodSection):
     """Full fine-tuning: every parameter of encoder and decoder trains that the training rows reach.
 
     Embeddings, position tables and norms among them. The image tower stays frozen unless `train_image_tower`; even
     then its BatchNorm layers normalise by the running statistics of the backbone, which stay as they are: batches of
     fine-tuning are small, and what is stored must compute as what was trained.
     """
+
+    has_default_learning_rate: ClassVar[bool] = False
 
     method: Literal["full"] = "full"
     train_image_tower: bool = Field(

@@ -127,6 +127,18 @@ def test_switched_off_or_taken_away_the_backbone_is_what_it_was(
     attach(backbone, LoraSection(rank=2)).detach()
 
 
+def test_trained_on_text_it_still_reads_images_on_a_bfloat16_backbone(tmp_path: Path) -> None:
+    backbone = tiny_backbone(image_size=IMAGE_SIZE)
+    batch = batch_of(backbone, tmp_path / "image.png")
+    exact = logits(backbone, batch)
+    backbone.model.to(torch.bfloat16)
+    bare = logits(backbone, batch)
+    attach(backbone, SECTION, with_images=False)
+    adapted = logits(backbone, batch)
+    assert adapted.dtype == torch.float32
+    assert (adapted - exact).norm() < (bare.float() - exact).norm(), "only the weights and the tower are rounded"
+
+
 def test_tied_weights_stay_tied() -> None:
     backbone = tiny_backbone()
     attached = attach(backbone, SECTION)
