@@ -77,9 +77,8 @@ class FullHost(Host[FullSection]):
         self._values: dict[str, dict[str, Tensor]] = {}
         self._rest: dict[str, Tensor] | None = None
 
-    def add(self, slot: str, section: FullSection, tensors: Mapping[str, Tensor], *, with_images: bool) -> None:
+    def add(self, slot: str, section: FullSection, tensors: Mapping[str, Tensor]) -> None:
         """See `Host.add`."""
-        _check(self.backbone, section)
         # Copies: values from a file are not aligned as those that were trained, on which rounding may depend.
         values = {name: tensor.to(self.backbone.device, copy=True) for name, tensor in tensors.items()}
         if self._rest is None:

@@ -64,7 +64,7 @@ class LoraHost(Host[LoraSection]):
         super().__init__(backbone)
         self._peft: PeftModel | None = None
 
-    def add(self, slot: str, section: LoraSection, tensors: Mapping[str, torch.Tensor], *, with_images: bool) -> None:
+    def add(self, slot: str, section: LoraSection, tensors: Mapping[str, torch.Tensor]) -> None:
         """See `Host.add`; the matrices lie beside the base weights, which are shared."""
         config = lora_config(section, self.backbone.name)
         config.inference_mode = True

@@ -58,14 +58,13 @@ class Host(ABC, Generic[SectionT]):
         self.backbone = backbone
 
     @abstractmethod
-    def add(self, slot: str, section: SectionT, tensors: Mapping[str, torch.Tensor], *, with_images: bool) -> None:
+    def add(self, slot: str, section: SectionT, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put an adapter on the backbone, switched off; all of it or nothing. All adapters are switched off.
 
         Args:
             slot: a name for later calls, made of letters and digits.
             section: how it was trained.
             tensors: what `Method.shapes` says, float32.
-            with_images: whether it was trained on images.
         """
 
     @abstractmethod

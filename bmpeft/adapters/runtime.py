@@ -114,7 +114,7 @@ class Backbone:
         tensors = artifact.read_tensors()
         slot = f"slot{next(self._slot_numbers)}"
         with self.model_with(None):
-            self._host_of(artifact).add(slot, artifact.manifest.adaptation, tensors, with_images=artifact.with_images)
+            self._host_of(artifact).add(slot, artifact.manifest.adaptation, tensors)
         self._artifacts[name], self._slots[name] = artifact, slot
         try:
             if not has_passed(cache_key(artifact, self.frozen)):

@@ -139,6 +139,24 @@ def test_trained_on_text_it_still_reads_images_on_a_bfloat16_backbone(tmp_path: 
     assert (adapted - exact).norm() < (bare.float() - exact).norm(), "only the weights and the tower are rounded"
 
 
+def test_one_after_the_other_without_the_bare_backbone_between() -> None:
+    backbone = tiny_backbone()
+    batch = batch_of(backbone)
+    bare = logits(backbone, batch)
+    host = method_of(SECTION).host(backbone)
+    names = method_of(SECTION).shapes(backbone, SECTION, with_images=False)
+    own = {name: backbone.weights[name].detach().clone() for name in names}
+    for slot, factor in (("one", 0.9), ("two", 1.1)):
+        host.add(slot, SECTION, {name: factor * tensor for name, tensor in own.items()})
+    host.switch_on("two")
+    two = logits(backbone, batch)
+    host.switch_on("one")
+    host.switch_on("two")
+    assert torch.equal(logits(backbone, batch), two)
+    host.switch_off()
+    assert torch.equal(logits(backbone, batch), bare)
+
+
 def test_tied_weights_stay_tied() -> None:
     backbone = tiny_backbone()
     attached = attach(backbone, SECTION)
