@@ -50,7 +50,7 @@ def step(case: str) -> dict[str, Any]:
 
     from bmpeft.adaptation.lora import add_adapter, lora_config
     from bmpeft.backbones.biomedgpt import BiomedGPTConfig, BiomedGPTForConditionalGeneration
-    from bmpeft.recipe import LoraSection
+    from bmpeft.recipe_adaptation import LoraSection
 
     size, source, target, weights = CASES[case]
     started = time.perf_counter()

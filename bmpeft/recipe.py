@@ -12,19 +12,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from bmpeft.errors import RecipeError, UsageError, did_you_mean
+from bmpeft.recipe_adaptation import Adaptation, LoraSection, with_method
 from bmpeft.recipe_controls import ControlName, control_problem
 from bmpeft.recipe_file import check_content, read_content
 from bmpeft.recipe_section import MAX_POSITIONS, TRAINED_POSITIONS, Section
 from bmpeft.recipe_task import TaskSection
 
 RECIPE_SCHEMA_VERSION: Literal[1] = 1
-LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
 class BackboneSection(Section):
@@ -63,29 +62,6 @@ class BackboneSection(Section):
     image_mean_std: Literal["half", "imagenet"] | None = Field(
         None, description="normalisation: mean and deviation 0.5, or ImageNet's; default: the backbone's own"
     )
-
-
-class LoraSection(Section):
-    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
-
-    Rank-stabilised by default (Kalajdzievski 2023, arXiv:2312.03732).
-    """
-
-    method: Literal["lora"] = "lora"
-    rank: int = Field(16, ge=1, le=1024)
-    alpha: float = Field(16.0, gt=0, description="scaling is alpha / sqrt(rank) with rslora, else alpha / rank")
-    dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    target_modules: tuple[LoraTarget, ...] = Field(
-        LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter"
-    )
-    rslora: bool = True
-
-    @field_validator("target_modules")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("each module at most once")
-        return value
 
 
 class SplitSection(Section):
@@ -270,12 +246,17 @@ class Recipe(Section):
     version: Literal[1] = RECIPE_SCHEMA_VERSION
     description: str = ""
     backbone: BackboneSection
-    adaptation: LoraSection = LoraSection()
+    adaptation: Adaptation = LoraSection()
     task: TaskSection = TaskSection()
     data: DataSection
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection
+
+    @field_validator("adaptation", mode="before")
+    @classmethod
+    def _default_method(cls, value: Any) -> Any:
+        return with_method(value)
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
@@ -294,6 +275,12 @@ class Recipe(Section):
             raise ValueError(f"data.path=embedded exists for dataset medqa, not for {self.data.dataset}")
         if self.backbone.init == "random" and not self.backbone.name.startswith("biomedgpt-"):
             raise ValueError("backbone.init=random needs a size name (biomedgpt-nano ... biomedgpt-xlarge)")
+        named = "learning_rate" in self.training.model_fields_set
+        if not (named or self.adaptation.has_default_learning_rate):
+            raise ValueError(
+                f"training.learning_rate: adaptation.method={self.adaptation.method} needs one, such as 1e-4; the "
+                f"default, {self.training.learning_rate:g}, is for adapters that start without an effect"
+            )
         self._refuse_lengths_without_positions()
         return self
 

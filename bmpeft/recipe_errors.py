@@ -23,6 +23,7 @@ _EXPECTED = {
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "model_attributes_type": "a section (keys with values)",
     "model_type": "a section (keys with values)",
     "string_type": "text",
     "tuple_type": "a list, such as [first, second]",
@@ -50,12 +51,17 @@ def field_at(root: type[BaseModel], keys: list[str]) -> FieldInfo | None:
     return steps[-1].field if steps else None
 
 
+def dotted_key(root: type[BaseModel], location: Location) -> str:
+    """The key that a location of a validation error of `root` means, as ``section.key`` or ``list[2]``."""
+    return _dotted(list(_walk(root, location)))
+
+
 def _describe_one(problem: ErrorDetails, root: type[BaseModel]) -> str:
     steps = list(_walk(root, problem["loc"]))
     key = _dotted(steps)
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest_key(steps[-1], root)}"
+        return f"unknown key {key!r}{_nearest_key(steps, root)}"
     if kind == "missing":
         return f"{key}: required, but not there"
     if kind in _RANGES:
@@ -124,11 +130,16 @@ def _dotted(steps: list[_Step]) -> str:
     return text
 
 
-def _nearest_key(step: _Step, root: type[BaseModel]) -> str:
+def _nearest_key(steps: list[_Step], root: type[BaseModel]) -> str:
+    step, union = steps[-1], steps[-2].field if len(steps) > 1 else None
     valid = list(step.section.model_fields) if step.section else []
     here = did_you_mean(str(step.key), valid)
     if "did you mean" in here:
         return here
+    variants = _sections_in(union.annotation) if union and union.discriminator else ()
+    having = [tag for variant in variants if step.key in variant.model_fields for tag in _tags_of(variant)]
+    if having:
+        return f": a key of method {' and '.join(map(repr, having))} only"
     elsewhere = [
         f"{name}.{step.key}"
         for name, field in root.model_fields.items()
@@ -140,7 +151,11 @@ def _nearest_key(step: _Step, root: type[BaseModel]) -> str:
 
 def _tags(field: FieldInfo | None) -> list[str]:
     variants = _sections_in(field.annotation) if field else ()
-    return [str(tag) for variant in variants for tag in get_args(variant.model_fields["method"].annotation)]
+    return [tag for variant in variants for tag in _tags_of(variant)]
+
+
+def _tags_of(variant: type[BaseModel]) -> list[str]:
+    return [str(tag) for tag in get_args(variant.model_fields["method"].annotation)]
 
 
 def _range_of(field: FieldInfo | None) -> str:

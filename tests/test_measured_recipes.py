@@ -63,3 +63,15 @@ def test_a_control_that_is_not_beaten_stands_out(documents: ModuleType, unbeaten
         line
         == f"| a | [b](b.yaml) | 5 | 2 min | 1.0 GiB | test (7) | `accuracy/x@1` | 0.600 [0.500, 0.700] | {expected} |"
     )
+
+
+def test_full_fine_tuning_is_measured_as_shipped_and_its_header_says_so() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "medqa_full_nano.json").read_text(encoding="utf-8"))
+    shipped, run = shipped_recipe("medqa_full"), result["shipped"]
+    backbone = json.loads((ROOT / "bmpeft" / "backbones" / "nano" / "backbone.json").read_text(encoding="utf-8"))
+    assert run["recipe"] == load_recipe(shipped.path).digest()
+    assert run["backbone"] == backbone["fingerprint"]
+    assert f"{run['seconds']} s" in shipped.header
+    assert f"{run['peak_rss_gib']:.1f} GiB" in shipped.header
+    losses = {r["learning_rate"]: min(v["loss"] for v in r["validation"]) for r in (run, *result["others"])}
+    assert min(losses, key=lambda rate: losses[rate]) == run["learning_rate"], "the rate of the lowest validation loss"

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from bmpeft.errors import RecipeError, UsageError
 from bmpeft.pretrain_recipe import load_any_recipe
-from bmpeft.recipe import LORA_TARGETS, Recipe, load_recipe, match_splits, parse_recipe
+from bmpeft.recipe import Recipe, load_recipe, match_splits, parse_recipe
+from bmpeft.recipe_adaptation import LORA_TARGETS, FullSection, LoraSection
 from bmpeft.recipe_store import shipped_names, shipped_recipe
 
 MINIMAL: dict[str, Any] = {
@@ -66,6 +67,7 @@ def test_a_recipe_cannot_be_changed_after_reading() -> None:
         ("training.max_steps=7", 7),
         ("training.max_steps=null", None),
         ("adaptation.rslora=false", False),
+        ("adaptation.method=lora", "lora"),
         ("adaptation.target_modules=[q_proj, v_proj]", ("q_proj", "v_proj")),
         ("evaluation.splits=[test]", ("test",)),
         ("data.split.validation=0.25", 0.25),
@@ -245,6 +247,20 @@ def test_the_digest_depends_on_every_value() -> None:
             "adaptation.qqq=1",
             "my.yaml: unknown key 'adaptation.qqq'; valid: alpha, dropout, method, rank, rslora, target_modules",
         ),
+        (
+            "adaptation={method: fulll}",
+            "my.yaml: adaptation.method: 'fulll' is not one of 'lora', 'full'; did you mean 'full'?",
+        ),
+        (
+            "adaptation={method: full, rank: 4}",
+            "my.yaml: unknown key 'adaptation.rank': a key of method 'lora' only",
+        ),
+        (
+            "adaptation={method: full}",
+            "my.yaml: training.learning_rate: adaptation.method=full needs one, such as 1e-4; the default, 0.001, is "
+            "for adapters that start without an effect",
+        ),
+        ("adaptation=full", "my.yaml: adaptation: expected a section (keys with values), got 'full'"),
         ("training.learning_rate=2", "my.yaml: training.learning_rate: 2 is out of range: must be > 0.0 and <= 1.0"),
         ("adaptation.rank=0", "my.yaml: adaptation.rank: 0 is out of range: must be >= 1 and <= 1024"),
         ("training.batch_size=-3", "my.yaml: training.batch_size: -3 is out of range: must be >= 1"),
@@ -405,3 +421,21 @@ def test_split_patterns_choose_every_match_once_in_order() -> None:
 def test_a_split_pattern_without_a_match_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no split matches 'tset'; did you mean 'test'\?"):
         match_splits(["test", "tset"], ["train", "test"])
+
+
+def test_lora_is_the_method_where_none_is_named_and_no_digest_knows_the_difference() -> None:
+    named = parse_recipe({**MINIMAL, "adaptation": {"method": "lora", "rank": 4}}, source="my.yaml")
+    unnamed = parse_recipe({**MINIMAL, "adaptation": {"rank": 4}}, source="my.yaml")
+    assert named == unnamed
+    assert named.digest() == unnamed.digest()
+    assert parse_recipe(MINIMAL, source="my.yaml").adaptation == LoraSection()
+
+
+def test_full_fine_tuning_has_no_learning_rate_but_the_one_that_is_named() -> None:
+    recipe = parse_recipe(
+        MINIMAL, source="my.yaml", overrides=("adaptation={method: full}", "training.learning_rate=1e-3")
+    )
+    assert recipe.adaptation == FullSection()
+    assert recipe.training.learning_rate == 1e-3
+    again = parse_recipe(recipe.model_dump(mode="json"), source="my.yaml")
+    assert again.digest() == recipe.digest()

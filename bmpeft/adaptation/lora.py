@@ -12,16 +12,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForSeq2SeqLM, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from bmpeft.adaptation.method import Attached, Host, Method, require_bare, require_same_shapes
 from bmpeft.adaptation.peft_config import config_content
 from bmpeft.errors import BackboneError
-from bmpeft.recipe import LoraSection
+from bmpeft.recipe_adaptation import LoraSection
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import FrozenBackbone
@@ -29,22 +30,98 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.\d+\.")
 
 
-def attach(
-    backbone: FrozenBackbone, section: LoraSection, adapter_name: str = "default", *, seed: int = 0
-) -> PeftModel:
-    """Put a fresh adapter on a bare backbone; only its parameters require gradients.
+class LoraAttached(Attached):
+    """A LoRA that trains: `model` is peft's wrapper, whose layers stand in the place of the backbone's."""
 
-    The model's layers are replaced in place: `backbone.model` computes with the adapter from now on,
-    until ``PeftModel.unload()``. The weights are drawn from `seed` alone, on the CPU, and the global random
-    state is left as it was. B starts at zero, so that the adapted model equals the bare one at first.
+    model: PeftModel
 
-    Raises:
-        BackboneError: the model has no such layers, has them elsewhere too, or carries an adapter already.
-    """
-    if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
-        raise BackboneError(f"{backbone.name}: already carries an adapter")
-    target_linears(backbone.model, section.target_modules, backbone.name)
-    return add_adapter(backbone.model, lora_config(section, backbone.name), adapter_name, seed=seed)
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Attached.tensors`."""
+        return adapter_tensors(self.model)
+
+    def set_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Attached.set_tensors`."""
+        set_adapter_tensors(self.model, tensors)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """See `Attached.disabled`."""
+        context: AbstractContextManager[None] = self.model.disable_adapter()
+        return context
+
+    def detach(self) -> None:
+        """See `Attached.detach`."""
+        tuner: Any = self.model.base_model
+        tuner.unload()
+
+
+class LoraHost(Host[LoraSection]):
+    """LoRA adapters in one wrapper of peft's, which is there while one of them is."""
+
+    def __init__(self, backbone: FrozenBackbone) -> None:
+        super().__init__(backbone)
+        self._peft: PeftModel | None = None
+
+    def add(self, slot: str, section: LoraSection, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Host.add`; the matrices lie beside the base weights, which are shared."""
+        config = lora_config(section, self.backbone.name)
+        config.inference_mode = True
+        self._peft = add_adapter(self.backbone.model if self._peft is None else self._peft, config, slot)
+        try:
+            set_adapter_tensors(self._peft, tensors, slot)
+        except BaseException:
+            self.remove(slot)
+            raise
+        self._peft.eval()
+        self.switch_off()
+
+    def remove(self, slot: str) -> None:
+        """See `Host.remove`; with the last matrices goes peft's wrapper around the layers."""
+        assert self._peft is not None
+        remaining = [other for other in self._peft.peft_config if other != slot]
+        if remaining:
+            # peft warns when the adapter that it regards as active is deleted.
+            self._peft.set_adapter(remaining[0], inference_mode=True)
+            self._peft.delete_adapter(slot)
+            self.switch_off()
+        else:
+            tuner: Any = self._peft.base_model
+            tuner.unload()
+            self._peft = None
+
+    def switch_on(self, slot: str) -> PeftModel:
+        """See `Host.switch_on`."""
+        assert self._peft is not None
+        tuner: Any = self._peft.base_model
+        tuner.enable_adapter_layers()
+        self._peft.set_adapter(slot, inference_mode=True)
+        return self._peft
+
+    def switch_off(self) -> None:
+        """See `Host.switch_off`."""
+        if self._peft is not None:
+            tuner: Any = self._peft.base_model
+            tuner.disable_adapter_layers()
+
+
+class LoraMethod(Method[LoraSection]):
+    """Low-rank updates beside linear layers; B starts at zero, so that a fresh one has no effect."""
+
+    host = LoraHost
+
+    def attach(self, backbone: FrozenBackbone, section: LoraSection, *, with_images: bool, seed: int) -> LoraAttached:
+        """See `Method.attach`; the layers are replaced in place, until `Attached.detach`."""
+        require_bare(backbone)
+        target_linears(backbone.model, section.target_modules, backbone.name)
+        return LoraAttached(add_adapter(backbone.model, lora_config(section, backbone.name), "default", seed=seed))
+
+    def shapes(
+        self, backbone: FrozenBackbone, section: LoraSection, *, with_images: bool
+    ) -> dict[str, tuple[int, ...]]:
+        """See `Method.shapes`: A [rank, in] and B [out, rank] of each linear layer, images or not."""
+        return adapter_shapes(backbone, section)
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, adapter_name: str, *, seed: int = 0) -> PeftModel:
@@ -114,18 +191,5 @@ def set_adapter_tensors(model: PeftModel, tensors: Mapping[str, torch.Tensor], a
         ValueError: tensors are missing, superfluous or of another shape. peft itself only warns.
     """
     present = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    expected = {name: tensor.shape for name, tensor in present.items()}
-    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
-        differing = [name for name in expected.keys() | tensors.keys() if expected.get(name) != _shape(tensors, name)]
-        raise ValueError(f"tensors differ from the adapter's: {sorted(differing)[:3]}")
+    require_same_shapes(present, tensors)
     set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter_name)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many parameters train, and how many there are; tied ones count once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None

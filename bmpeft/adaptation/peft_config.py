@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bmpeft.errors import ArtifactError
-from bmpeft.recipe import LoraSection, portable_name
+from bmpeft.recipe import portable_name
+from bmpeft.recipe_adaptation import LoraSection
 from bmpeft.strict_json import parse_object
 
 

@@ -1,6 +1,7 @@
-"""The adapter artifact: a directory that peft can load and that says what it belongs to.
+"""The adapter artifact: a directory that says what it belongs to, and that peft can load if it knows the method.
 
-    adapter_config.json, adapter_model.safetensors     peft's own format
+    adapter_model.safetensors                          the tensors; of LoRA named as peft names them
+    adapter_config.json                                peft's own format; not of methods that peft cannot load
     bmpeft.json                                        see `bmpeft.adapters.manifest`
     README.md                                          model card
 
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bmpeft import __version__
-from bmpeft.adaptation.peft_config import check_config, config_content, config_json
+from bmpeft.adaptation.formats import format_of
+from bmpeft.adaptation.peft_config import check_config, config_json
 from bmpeft.adapters import atomic
 from bmpeft.adapters.manifest import (
     CARD_FILE,
@@ -51,10 +53,6 @@ if TYPE_CHECKING:
 
     from bmpeft.backbones.base import FrozenBackbone
 
-_TENSOR_NAME = re.compile(
-    r"base_model\.model\.((?:\w+\.)*(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*(\w+))\.lora_([AB])\.weight"
-)
-_LONGEST_TENSOR_NAME = 300  # the pattern takes quadratic time on a long name made for it
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 _LARGEST_TEXT = 4_000_000  # bytes of a JSON file or the model card; some ten thousand are usual
 _VERSIONS_OF = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -71,6 +69,11 @@ class Artifact:
     @property
     def name(self) -> str:
         return self.directory.name
+
+    @property
+    def with_images(self) -> bool:
+        """Whether a row that it was trained on had an image."""
+        return self.manifest.backbone.images is not None
 
     @property
     def digest(self) -> str:
@@ -135,7 +138,7 @@ def save_artifact(
     """Write an artifact in one step; one that was there stays whole until the new one is.
 
     The last part of `directory` becomes the adapter's name. `task` has the prompt spelled out. `with_images` says
-    whether a training row had an image. `tensors` are float32 and named as in `bmpeft.adaptation.adapter_shapes`.
+    whether a training row had an image. `tensors` are float32 and named as the method's `shapes` say.
 
     Raises:
         ArtifactError: the name is not allowed, the directory exists and `overwrite` is false, or the
@@ -145,8 +148,9 @@ def save_artifact(
 
     directory = Path(directory)
     check_writable(directory, overwrite=overwrite)
-    config = config_json(config_content(recipe.adaptation, backbone.name))
-    weights = save(dict(tensors), metadata={"format": "pt"})
+    config = format_of(recipe.adaptation).peft_config(recipe.adaptation, backbone.name)
+    stored = {} if config is None else {CONFIG_FILE: config_json(config)}
+    stored[TENSORS_FILE] = save(dict(tensors), metadata={"format": "pt"})
     manifest = Manifest(
         name=directory.name,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -160,15 +164,10 @@ def save_artifact(
         recipe_name=recipe_name,
         recipe=recipe.portable(),
         recipe_digest=recipe.digest(),
-        files={CONFIG_FILE: _sha256(config), TENSORS_FILE: _sha256(weights)},
+        files={name: _sha256(content) for name, content in stored.items()},
         versions={"bmpeft": __version__, **{package: version(package) for package in _VERSIONS_OF}},
     )
-    files = {
-        CONFIG_FILE: config,
-        TENSORS_FILE: weights,
-        MANIFEST_FILE: manifest.to_json(),
-        CARD_FILE: model_card(manifest).encode(),
-    }
+    files = {**stored, MANIFEST_FILE: manifest.to_json(), CARD_FILE: model_card(manifest).encode()}
     try:
         atomic.write_directory(directory, files)
     except OSError as error:
@@ -221,10 +220,10 @@ def load_artifact(directory: str | Path) -> Artifact:
     """
     directory = Path(directory)
     manifest = _read_manifest(directory)
-    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
-    config = _read(config_path, limit=_LARGEST_TEXT)
-    check_config(config_path, config, config_content(manifest.adaptation, manifest.backbone.name))
-    _check_digest(config_path, config, manifest)
+    tensors_path = directory / TENSORS_FILE
+    config = _read_config(directory, manifest)
+    if config is not None:
+        _check_digest(directory / CONFIG_FILE, config, manifest)
     _check_regular(tensors_path)
     tensors = read_header(tensors_path)
     _check_tensors(tensors_path, tensors, manifest)
@@ -306,8 +305,7 @@ def update_score_card(directory: str | Path, card: Mapping[str, Any], *, markdow
 def _summary(directory: Path) -> ArtifactSummary | BrokenArtifact:
     try:
         manifest = _read_manifest(directory)
-        config = _read(directory / CONFIG_FILE, limit=_LARGEST_TEXT)
-        check_config(directory / CONFIG_FILE, config, config_content(manifest.adaptation, manifest.backbone.name))
+        _read_config(directory, manifest)
         _check_regular(directory / TENSORS_FILE)
         tensors = read_header(directory / TENSORS_FILE)
         _check_tensors(directory / TENSORS_FILE, tensors, manifest)
@@ -329,6 +327,19 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(f"{directory}: no such adapter directory")
     path = directory / MANIFEST_FILE
     return parse_manifest(path, _read(path, limit=_LARGEST_TEXT))
+
+
+def _read_config(directory: Path, manifest: Manifest) -> bytes | None:
+    """peft's configuration, which has to be what the manifest implies; None for a method that peft does not know."""
+    path = directory / CONFIG_FILE
+    expected = format_of(manifest.adaptation).peft_config(manifest.adaptation, manifest.backbone.name)
+    if expected is None:
+        if os.path.lexists(path):
+            raise ArtifactError(f"{path}: an adapter of method {manifest.adaptation.method} has no such file")
+        return None
+    content = _read(path, limit=_LARGEST_TEXT)
+    check_config(path, content, expected)
+    return content
 
 
 def _read(path: Path, *, limit: int | None = None) -> bytes:
@@ -361,22 +372,16 @@ def _check_digest(path: Path, content: bytes, manifest: Manifest) -> None:
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, TensorEntry], manifest: Manifest) -> None:
-    """Names, pairs, ranks and dtype, as far as they follow from the manifest."""
-    section = manifest.adaptation
+    """Names, shapes and dtype, as far as they follow from the manifest."""
     if not tensors:
         raise ArtifactError(f"{path}: holds no tensors")
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    problem = format_of(manifest.adaptation).problem(manifest.adaptation, shapes)
+    if problem is not None:
+        raise ArtifactError(f"{path}: {problem}")
     for name, entry in tensors.items():
-        match = _TENSOR_NAME.fullmatch(name) if len(name) <= _LONGEST_TENSOR_NAME else None
-        if match is None or match[2] not in section.target_modules:
-            raise ArtifactError(f"{path}: unexpected tensor {name[:200]!a}")
         if entry.dtype != "F32":
             raise ArtifactError(f"{path}: {name} is {entry.dtype}, expected F32")
-        rank_axis = 0 if match[3] == "A" else 1
-        if len(entry.shape) != 2 or entry.shape[rank_axis] != section.rank:
-            raise ArtifactError(f"{path}: {name} has shape {entry.shape}, which is not of rank {section.rank}")
-        partner = f"base_model.model.{match[1]}.lora_{'B' if match[3] == 'A' else 'A'}.weight"
-        if partner not in tensors:
-            raise ArtifactError(f"{path}: tensor {partner!r} is missing")
 
 
 def _check_finite(path: Path, tensors: Mapping[str, TensorEntry], content: bytes) -> None:

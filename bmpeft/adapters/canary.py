@@ -38,8 +38,7 @@ from bmpeft.errors import ArtifactError
 from bmpeft.records import Example, Record
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
+    from bmpeft.adaptation import Attached
     from bmpeft.backbones.base import FrozenBackbone
 
 QUANTIZATION: Final = "none"
@@ -62,22 +61,22 @@ class CanaryResult:
     bound: float
 
 
-def record_canary(backbone: FrozenBackbone, model: PeftModel) -> CanaryRecord:
+def record_canary(backbone: FrozenBackbone, attached: Attached) -> CanaryRecord:
     """Measure the effect of a trained adapter.
 
     Args:
         backbone: what the adapter was trained on.
-        model: the same with the adapter attached and active; its modules keep their modes.
+        attached: the adapter on it; the modules keep their modes.
 
     An adapter without an effect is recorded as such, so that the work is not lost; it will not load.
 
     Raises:
         ArtifactError: the logits are not finite.
     """
-    with _evaluating(model):
-        with model.disable_adapter():
-            bare = canary_logits(backbone, model)
-        adapted = canary_logits(backbone, model)
+    with _evaluating(attached.model):
+        with attached.disabled():
+            bare = canary_logits(backbone, attached.model)
+        adapted = canary_logits(backbone, attached.model)
     change = (adapted - bare).float()
     if not change.isfinite().all():
         raise ArtifactError("the trained adapter's logits on the canary are not finite")
@@ -133,7 +132,7 @@ def compare_canary(
 def canary_logits(backbone: FrozenBackbone, model: Any) -> Tensor:
     """Logits of the canary: [decoder positions, `ENTRIES`] float64 on the CPU.
 
-    `model` is the backbone's model, bare or wrapped by peft, in evaluation mode. It computes in the type of its
+    `model` is the backbone's model, bare or adapted, in evaluation mode. It computes in the type of its
     weights: autocast and the reduced float32 of some devices are switched off.
     """
     example = Example(record=Record(id=INPUT, task="canary", split="canary", group=INPUT), source=SOURCE, target=TARGET)

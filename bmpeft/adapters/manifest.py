@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bmpeft.datasets.leakage import Leakage
 from bmpeft.errors import ArtifactError
-from bmpeft.recipe import BackboneSection, LoraSection
+from bmpeft.recipe import BackboneSection
+from bmpeft.recipe_adaptation import Adaptation
+from bmpeft.recipe_errors import dotted_key
 from bmpeft.recipe_task import TaskSection
 from bmpeft.strict_json import parse_object
 
@@ -155,7 +157,7 @@ class Manifest(_Part):
     name: str = Field(pattern=NAME_PATTERN)
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC")
     backbone: BackboneIdentity
-    adaptation: LoraSection
+    adaptation: Adaptation
     task: TaskSection = Field(description="with the prompt spelled out and the decoding")
     data: DataOrigin
     limits: Limits
@@ -164,7 +166,7 @@ class Manifest(_Part):
     recipe_name: str
     recipe: dict[str, Any] = Field(description="paths reduced to their last part")
     recipe_digest: Sha256
-    files: dict[str, Sha256] = Field(description="SHA-256 of peft's two files")
+    files: dict[str, Sha256] = Field(description="SHA-256 of the tensors' file and of peft's configuration, if any")
     versions: dict[str, str]
     score_card: dict[str, Any] | None = None
 
@@ -198,7 +200,7 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
         expected = signed(found)[DIGEST_KEY]
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = dotted_key(Manifest, first["loc"])
         raise ArtifactError(f"{path}: {_one_line(key)}: {_one_line(first['msg'])}") from None
     except RecursionError:
         raise ArtifactError(f"{path}: not JSON: nested too deeply") from None

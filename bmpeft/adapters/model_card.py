@@ -5,17 +5,18 @@ Generated from the manifest, so it cannot disagree with it; it holds no row of a
 
 from __future__ import annotations
 
+from bmpeft.adaptation.formats import format_of
 from bmpeft.adapters.manifest import Manifest
 
 _TEMPLATE = """\
 ---
-library_name: peft
-tags: [biomedical, lora, bmpeft]
+library_name: {library}
+tags: [biomedical, {tag}, bmpeft]
 license: other
 ---
 # {name}
 
-{notices}A LoRA adapter for the frozen backbone `{backbone}`, trained with bmpeft {bmpeft} on {created}.
+{notices}{what} `{backbone}`, trained with bmpeft {bmpeft} on {created}.
 
 **Research only.** Not a medical device: do not use its answers for diagnosis, treatment or any decision about
 a patient. The published weights of BiomedGPT are for research too.
@@ -28,7 +29,7 @@ a patient. The published weights of BiomedGPT are for research too.
     backbone.predict(records, adapter="{name}")
 
 It works with the backbone of fingerprint `{fingerprint}` and no other; bmpeft refuses the rest.
-Canary: on a built-in input it changes the logits by {canary:.4g} (Euclidean norm; the bare backbone's have
+{remark}Canary: on a built-in input it changes the logits by {canary:.4g} (Euclidean norm; the bare backbone's have
 {logits:.4g}; {dtype}). bmpeft compares at the first load.
 
 ## Task
@@ -48,7 +49,7 @@ Canary: on a built-in input it changes the logits by {canary:.4g} (Euclidean nor
 
 ## Training
 
-Rank {rank}, alpha {alpha:g}{rslora}, dropout {dropout:g}, modules {modules}: {trainable:,} trainable parameters
+{settings}: {trainable:,} trainable parameters
 ({share:.2%}). {steps:,} optimizer steps in {seconds:,.0f} s on {device} ({precision}), seed {seed}; stored: step
 {selected_step:,} ({selected_by}). Mean training loss {train_loss:.4f} nats per token{validation}. Documents cut:
 {rows_cut:,} rows, {tokens_cut:,} tokens. Recipe `{recipe_name}`, digest `{recipe_digest}`.
@@ -61,7 +62,8 @@ Rank {rank}, alpha {alpha:g}{rslora}, dropout {dropout:g}, modules {modules}: {t
 
 def model_card(manifest: Manifest, *, scores: str | None = None) -> str:
     """The text of README.md; `scores` is the score card as Markdown, None before the evaluation."""
-    backbone, data, training, adaptation = manifest.backbone, manifest.data, manifest.training, manifest.adaptation
+    backbone, data, training = manifest.backbone, manifest.data, manifest.training
+    words = format_of(manifest.adaptation).card(manifest.adaptation)
     return _TEMPLATE.format(
         name=manifest.name,
         notices="".join(f"> **{notice}**\n\n" for notice in _notices(manifest)),
@@ -83,11 +85,11 @@ def model_card(manifest: Manifest, *, scores: str | None = None) -> str:
         train_rows=data.train_rows,
         validation_rows=data.validation_rows,
         contamination="; ".join(f"{split}: {what}" for split, what in data.contamination.items()) or "none known",
-        rank=adaptation.rank,
-        alpha=adaptation.alpha,
-        rslora=" (rank-stabilised)" if adaptation.rslora else "",
-        dropout=adaptation.dropout,
-        modules=", ".join(adaptation.target_modules),
+        library=words.library,
+        tag=words.tag,
+        what=words.what,
+        settings=words.settings,
+        remark=words.remark,
         trainable=training.trainable_parameters,
         share=training.trainable_parameters / training.total_parameters,
         steps=training.steps,

@@ -4,28 +4,28 @@
     backbone.load_adapter("adapters/nano-medqa", name="medqa")
     backbone.predict(records, adapter="medqa")
 
-The backbone's weights exist once. Each adapter adds its own small matrices beside them, and exactly one
-adapter, or none, takes part in a computation: the one that `Backbone.model_with` was asked for. Outside of
-it every adapter is switched off, so that the bare model stays the bare model.
+The backbone's weights exist once. Each adapter adds its own tensors beside them, and exactly one adapter, or none,
+takes part in a computation: the one that `Backbone.model_with` was asked for. Outside of it every adapter is switched
+off, so that the bare model stays the bare model. How an adapter is switched on is its method's affair: see
+`bmpeft.adaptation.method.Host`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel
-
-from bmpeft.adaptation.lora import adapter_shapes, add_adapter, lora_config, set_adapter_tensors
+from bmpeft.adaptation import method_of
+from bmpeft.adaptation.method import Host
 from bmpeft.adapters.artifact import Artifact, load_artifact
 from bmpeft.adapters.canary import CanaryResult, canary_logits, compare_canary
 from bmpeft.adapters.canary_cache import cache_key, has_passed, remember
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.base import FrozenBackbone
-from bmpeft.errors import ArtifactError, UsageError, did_you_mean
+from bmpeft.errors import ArtifactError, BackboneError, UsageError, did_you_mean
 from bmpeft.recipe import BackboneSection, DataSection
 from bmpeft.recipe_decoding import Decoding
 from bmpeft.records import Prediction, Record
@@ -78,7 +78,7 @@ class Backbone:
         # peft gets names of our own: it splits module names at dots and trips over names like "lora".
         self._slots: dict[str, str] = {}
         self._slot_numbers = count()
-        self._peft: PeftModel | None = None
+        self._hosts: dict[type[Host[Any]], Host[Any]] = {}
         self._active: str | None = None
 
     @property
@@ -113,7 +113,8 @@ class Backbone:
         check_fits(artifact, self.frozen)
         tensors = artifact.read_tensors()
         slot = f"slot{next(self._slot_numbers)}"
-        self._add(slot, artifact, tensors)
+        with self.model_with(None):
+            self._host_of(artifact).add(slot, artifact.manifest.adaptation, tensors)
         self._artifacts[name], self._slots[name] = artifact, slot
         try:
             if not has_passed(cache_key(artifact, self.frozen)):
@@ -145,12 +146,13 @@ class Backbone:
         Raises:
             UsageError: no adapter of this name is loaded, or it is computing right now.
         """
-        self.artifact(name)
+        artifact = self.artifact(name)
         if self._active == name:
             raise UsageError(f"adapter {name!r} is in use")
         slot = self._slots[name]
         del self._artifacts[name], self._slots[name]
-        self._remove(slot)
+        with self.model_with(None):
+            self._host_of(artifact).remove(slot)
 
     @contextmanager
     def model_with(self, adapter: str | None) -> Iterator[Any]:
@@ -163,8 +165,7 @@ class Backbone:
             self.artifact(adapter)
         previous = self._active
         try:
-            self._activate(adapter)
-            yield self.frozen.model if adapter is None else self._peft
+            yield self._activate(adapter)
         finally:
             self._activate(previous)
 
@@ -240,42 +241,23 @@ class Backbone:
         artifacts = self._artifacts.values() if adapter is None else (self._artifacts[adapter],)
         return max((a.manifest.limits.max_source_length for a in artifacts), default=DEFAULT_MAX_SOURCE_LENGTH)
 
-    def _add(self, slot: str, artifact: Artifact, tensors: Mapping[str, Any]) -> None:
-        """Put an adapter's matrices beside the base weights, switched off; all of it or nothing."""
-        config = lora_config(artifact.manifest.adaptation, self.frozen.name)
-        config.inference_mode = True
-        self._peft = add_adapter(self.frozen.model if self._peft is None else self._peft, config, slot)
-        try:
-            set_adapter_tensors(self._peft, tensors, slot)
-        except BaseException:
-            self._remove(slot)
-            raise
-        self._peft.eval()
-        self._activate(self._active)
+    def _host_of(self, artifact: Artifact) -> Host[Any]:
+        """What holds adapters of this artifact's method; made for the first of them."""
+        kind = method_of(artifact.manifest.adaptation).host
+        if kind not in self._hosts:
+            self._hosts[kind] = kind(self.frozen)
+        return self._hosts[kind]
 
-    def _remove(self, slot: str) -> None:
-        """Take an adapter's matrices away; with the last ones goes peft's wrapper around the layers."""
-        assert self._peft is not None
-        remaining = [other for other in self._peft.peft_config if other != slot]
-        if remaining:
-            # peft warns when the adapter that it regards as active is deleted.
-            self._peft.set_adapter(remaining[0], inference_mode=True)
-            self._peft.delete_adapter(slot)
-            self._activate(self._active)
-        else:
-            tuner: Any = self._peft.base_model
-            tuner.unload()
-            self._peft = None
-
-    def _activate(self, adapter: str | None) -> None:
-        if self._peft is not None:
-            tuner: Any = self._peft.base_model
-            if adapter is None:
-                tuner.disable_adapter_layers()
-            else:
-                tuner.enable_adapter_layers()
-                self._peft.set_adapter(self._slots[adapter], inference_mode=True)
+    def _activate(self, adapter: str | None) -> Any:
+        """Switch everything off and one adapter on; returns the model that computes with it."""
+        for host in self._hosts.values():
+            host.switch_off()
+        self._active = None
+        if adapter is None:
+            return self.frozen.model
+        model = self._host_of(self._artifacts[adapter]).switch_on(self._slots[adapter])
         self._active = adapter
+        return model
 
 
 def check_fits(artifact: Artifact, backbone: FrozenBackbone) -> None:
@@ -296,7 +278,11 @@ def check_fits(artifact: Artifact, backbone: FrozenBackbone) -> None:
             f"({trained.tokenizer_digest[:12]}..., not {backbone.tokenizer_digest[:12]}...)"
         )
     _check_images(artifact, backbone)
-    expected = adapter_shapes(backbone, artifact.manifest.adaptation)
+    section = artifact.manifest.adaptation
+    try:
+        expected = method_of(section).shapes(backbone, section, with_images=artifact.with_images)
+    except BackboneError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     for name in sorted(expected.keys() | artifact.tensors.keys()):
         if name not in artifact.tensors:
             raise ArtifactError(f"{path}: tensor {name!r} is missing")

@@ -7,11 +7,12 @@ model or the same model with an adapter attached.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bmpeft.errors import BackboneError
 from bmpeft.images.processing import ImageProcessor
 from bmpeft.records import Example, ImageReference
 
@@ -77,6 +78,8 @@ class FrozenBackbone(ABC):
         image_processor: what makes pixels of images; None where it reads no images.
         max_positions: tokens of a source or target after `extend_positions`; None: as many as the weights have.
         model: the transformers model, in evaluation mode.
+        weights: its parameters by name, a tied one once: the same objects also while layers are wrapped around them.
+        replaced: the backbone's own values of the parameters in whose place those of an adapter stand, by name.
     """
 
     family: ClassVar[str]
@@ -102,6 +105,8 @@ class FrozenBackbone(ABC):
         self.max_positions: int | None = None
         self.model.requires_grad_(False)
         self.model.eval()
+        self.weights: Mapping[str, torch.nn.Parameter] = dict(model.named_parameters())
+        self.replaced: dict[str, torch.Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +114,31 @@ class FrozenBackbone(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        """Of the frozen weights, also while an adapter's stand in their place."""
+        return next(iter(self.replaced.values())).dtype if self.replaced else self.model.dtype
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is on the model: in the place of parameters, or around layers."""
+        return bool(self.replaced) or not self.weights.keys() <= dict(self.model.named_parameters()).keys()
+
+    def unreached_parameters(self, *, with_images: bool) -> tuple[str, ...]:
+        """How names of parameters begin that no gradient reaches, from text alone or with images; default: none."""
+        return ()
+
+    @property
+    def image_tower_parameters(self) -> tuple[str, ...]:
+        """How names of the image tower's parameters begin (what makes features of pixels); default: there is none."""
+        return ()
+
+    def keep_statistics(self, keep: bool) -> None:
+        """Whether the tower's BatchNorm layers stay in evaluation mode although it trains; default: there is no tower.
+
+        Raises:
+            BackboneError: they cannot, since there are none.
+        """
+        if keep:
+            raise BackboneError(f"{self.name}: has no image tower")
 
     @property
     @abstractmethod
@@ -160,7 +189,7 @@ class FrozenBackbone(ABC):
     ) -> list[CandidateScores]:
         """Log-likelihood of every one of each example's `choices`; the encoder runs once for each example.
 
-        `model` is this backbone's model, bare or wrapped by peft. The number of choices may differ by example.
+        `model` is this backbone's model, bare or adapted. The number of choices may differ by example.
         """
 
     @abstractmethod

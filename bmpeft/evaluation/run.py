@@ -52,7 +52,7 @@ def evaluate(
 
     Args:
         backbone: gives tokens and scores.
-        model: the backbone's model, bare or wrapped by peft.
+        model: the backbone's model, bare or adapted.
         adapter: name of the active adapter; None for the bare backbone.
         task: makes the examples; with its decoding and the rows it decides the metrics.
         dataset: has the splits of `evaluation.splits`.

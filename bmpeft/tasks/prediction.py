@@ -32,7 +32,7 @@ def predict_examples(
 ) -> list[Prediction]:
     """One prediction for each example, in their order.
 
-    `model` is the backbone's model, bare or wrapped by peft. `adapter` is only written into the
+    `model` is the backbone's model, bare or adapted. `adapter` is only written into the
     predictions. `on_progress` is told the number of rows after each batch, `on_batch` gets its predictions.
     `known` holds predictions, by index, that are there already; batches are made as without them, and those that
     are known whole are left out, so that the others come out the same to the last bit.

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
-from bmpeft.adaptation import adapter_tensors, attach, count_parameters
+from bmpeft.adaptation import Attached, attach, count_parameters, method_of
 from bmpeft.adapters.artifact import Artifact, check_writable, save_artifact, update_score_card
 from bmpeft.adapters.canary import record_canary
 from bmpeft.adapters.manifest import DataOrigin, Limits, TrainingSummary
@@ -108,8 +107,10 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     train_split = _encode(recipe, backbone, task, train_records, progress)
     check_patch_sampling(recipe.training.sample_patch_num, train_split.encoded)
     validation_split = _encode(recipe, backbone, task, validation_records, progress)
-    model = attach(backbone, recipe.adaptation, seed=recipe.training.seed)
-    tensor_bytes = 4 * count_parameters(model)[0]
+    attached = attach(backbone, recipe.adaptation, with_images=train_split.has_images, seed=recipe.training.seed)
+    for remark in method_of(recipe.adaptation).remarks(attached, backbone):
+        progress.line(remark)
+    tensor_bytes = 4 * count_parameters(attached.model)[0]
     require_room(directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
     require_room(run_directory.parent, _COPIES_ON_DISK * tensor_bytes + _ROOM_AT_START)
 
@@ -123,7 +124,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     if checkpoint is None:
         set_aside(run_directory)
         run_directory.mkdir(parents=True)
-    summary = _fit(recipe, backbone, model, task, train_split, validation_split, checkpoints, checkpoint, progress)
+    summary = _fit(recipe, backbone, attached, task, train_split, validation_split, checkpoints, checkpoint, progress)
     artifact = save_artifact(
         directory,
         backbone=backbone,
@@ -134,12 +135,12 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
         limits=_limits(recipe, train_split),
         with_images=train_split.has_images,
         training=summary,
-        canary=record_canary(backbone, model),
-        tensors=adapter_tensors(model),
+        canary=record_canary(backbone, attached),
+        tensors=attached.tensors(),
         overwrite=recipe.output.overwrite,
     )
     progress.line(f"adapter written to {artifact.directory}")
-    card = _evaluate(recipe, backbone, model, task, dataset, train_records, artifact, leakage, progress)
+    card = _evaluate(recipe, backbone, attached, task, dataset, train_records, artifact, leakage, progress)
     update_score_card(artifact.directory, card.model_dump(mode="json"), markdown=to_markdown(card))
     return TrainOutcome(
         directory=artifact.directory,
@@ -218,7 +219,7 @@ def _encode(
 def _fit(
     recipe: Recipe,
     backbone: FrozenBackbone,
-    model: PeftModel,
+    attached: Attached,
     task: Task,
     train_split: EncodedSplit,
     validation_split: EncodedSplit,
@@ -229,14 +230,14 @@ def _fit(
     """Train the attached adapter and leave the best one in the model."""
     section = recipe.training
     run_directory = checkpoints.directory.parent
-    trainable, total = count_parameters(model)
+    trainable, total = count_parameters(attached.model)
     trainer = SequenceTrainer(
-        model,
+        attached.model,
         backbone=backbone,
         section=section,
         train_rows=EncodedDataset(train_split.encoded),
         validation_rows=EncodedDataset(validation_split.encoded),
-        accuracy=_accuracy_of(recipe, backbone, model, task, validation_split, progress),
+        accuracy=_accuracy_of(recipe, backbone, attached, task, validation_split, progress),
         checkpoints=checkpoints,
         say=progress.line,
     )
@@ -310,7 +311,7 @@ def _schedule(steps: int, section: TrainingSection, validation_split: EncodedSpl
 def _accuracy_of(
     recipe: Recipe,
     backbone: FrozenBackbone,
-    model: PeftModel,
+    attached: Attached,
     task: Task,
     split: EncodedSplit,
     progress: Progress,
@@ -323,7 +324,7 @@ def _accuracy_of(
         with progress.task("validating", total=len(split.examples)) as bar:
             predictions = predict_examples(
                 backbone,
-                model,
+                attached.model,
                 split.examples,
                 task.decoding,
                 batch_size=recipe.evaluation.batch_size,
@@ -389,7 +390,7 @@ def _limits(recipe: Recipe, split: EncodedSplit) -> Limits:
 def _evaluate(
     recipe: Recipe,
     backbone: FrozenBackbone,
-    model: PeftModel,
+    attached: Attached,
     task: Task,
     dataset: LoadedDataset,
     train_records: tuple[Record, ...],
@@ -401,7 +402,7 @@ def _evaluate(
     with torch.inference_mode():
         return evaluate(
             backbone,
-            model,
+            attached.model,
             adapter=artifact.name,
             task=task,
             dataset=dataset,
@@ -410,7 +411,7 @@ def _evaluate(
             seed=recipe.training.seed,
             trained_on=trained_on(artifact.manifest.data),
             leakage=leakage,
-            without_adapter=model.disable_adapter,
+            without_adapter=attached.disabled,
             progress=progress,
             train_records=train_records,
             store=RunStore(kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone)),

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
@@ -67,10 +66,10 @@ class Validation:
 
 
 class SequenceTrainer(Trainer):
-    """Trains the adapter of a `PeftModel` on encoded examples.
+    """Trains the parameters of a model that require gradients on encoded examples.
 
     Args:
-        model: the backbone's model with its adapter attached.
+        model: the backbone's model with an adapter attached, see `bmpeft.adaptation`, or with parameters of its own.
         backbone: collates examples.
         section: how to train.
         train_rows: what to learn.
@@ -83,7 +82,7 @@ class SequenceTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: nn.Module,
         *,
         backbone: FrozenBackbone,
         section: TrainingSection,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
-from bmpeft.adaptation import adapter_shapes, adapter_tensors, attach, count_parameters, set_adapter_tensors
-from bmpeft.adaptation.lora import lora_config
+from bmpeft.adaptation import attach, count_parameters
+from bmpeft.adaptation.lora import adapter_shapes, adapter_tensors, lora_config, set_adapter_tensors
 from bmpeft.adaptation.peft_config import config_content, config_json
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BackboneError
-from bmpeft.recipe import LORA_TARGETS, LoraSection
+from bmpeft.recipe_adaptation import LORA_TARGETS, LoraSection
 from tests.backbones.tiny import tiny_backbone
 from tests.training.small import encoded_rows
 
@@ -33,7 +33,7 @@ def test_every_linear_of_the_layers_gets_an_adapter_and_nothing_else_does() -> N
     linears = {name for name, module in backbone.model.named_modules() if isinstance(module, torch.nn.Linear)}
     in_layers = {name for name in linears if re.match(r"(encoder|decoder)\.layers\.", name)}
     assert linears - in_layers, "the test needs linear layers outside, such as position projections"
-    model = attach(backbone, SECTION)
+    model = attach(backbone, SECTION).model
     adapted = {re.sub(r"^base_model\.model\.|\.lora_[AB]\.weight$", "", name) for name in adapter_tensors(model)}
     assert adapted == in_layers
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
@@ -43,7 +43,7 @@ def test_every_linear_of_the_layers_gets_an_adapter_and_nothing_else_does() -> N
 
 @pytest.mark.parametrize("target", LORA_TARGETS)
 def test_a_single_target_selects_only_its_own_layers(target: str) -> None:
-    model = attach(tiny_backbone(), LoraSection(rank=2, target_modules=(target,)))
+    model = attach(tiny_backbone(), LoraSection(rank=2, target_modules=(target,))).model
     assert {name.split(".")[-3] for name in adapter_tensors(model)} == {target}
 
 
@@ -57,18 +57,18 @@ def test_a_target_outside_the_layers_is_refused() -> None:
 def test_a_fresh_adapter_changes_nothing() -> None:
     backbone = tiny_backbone()
     before = logits(backbone, backbone.model)
-    model = attach(backbone, SECTION).eval()
+    model = attach(backbone, SECTION).model.eval()
     assert torch.equal(logits(backbone, model), before)
 
 
 def test_the_seed_alone_decides_the_start_and_no_other_generator_moves() -> None:
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first = adapter_tensors(attach(tiny_backbone(), SECTION, seed=3))
+    first = attach(tiny_backbone(), SECTION, seed=3).tensors()
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(2)
-    second = adapter_tensors(attach(tiny_backbone(), SECTION, seed=3))
-    other = adapter_tensors(attach(tiny_backbone(), SECTION, seed=4))
+    second = attach(tiny_backbone(), SECTION, seed=3).tensors()
+    other = attach(tiny_backbone(), SECTION, seed=4).tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -76,14 +76,14 @@ def test_the_seed_alone_decides_the_start_and_no_other_generator_moves() -> None
 def test_adapters_are_float32_on_a_bfloat16_backbone() -> None:
     backbone = tiny_backbone()
     backbone.model.to(torch.bfloat16)
-    assert {tensor.dtype for tensor in adapter_tensors(attach(backbone, SECTION)).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in attach(backbone, SECTION).tensors().values()} == {torch.float32}
 
 
 def test_parameters_are_counted_once() -> None:
     backbone = tiny_backbone()
     bare = sum(parameter.numel() for parameter in backbone.model.parameters())
     expected = sum(rows * columns for rows, columns in adapter_shapes(backbone, SECTION).values())
-    assert count_parameters(attach(backbone, SECTION)) == (expected, bare + expected)
+    assert count_parameters(attach(backbone, SECTION).model) == (expected, bare + expected)
 
 
 def test_a_second_adapter_is_not_stacked_on_the_first() -> None:
@@ -96,11 +96,11 @@ def test_a_second_adapter_is_not_stacked_on_the_first() -> None:
 def test_shapes_are_those_of_the_real_tensors() -> None:
     backbone = tiny_backbone()
     shapes = adapter_shapes(backbone, SECTION)
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in adapter_tensors(attach(backbone, SECTION)).items()}
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in attach(backbone, SECTION).tensors().items()}
 
 
 def test_tensors_are_written_all_or_not_at_all() -> None:
-    model = attach(tiny_backbone(), SECTION)
+    model = attach(tiny_backbone(), SECTION).model
     tensors = {name: torch.full_like(tensor, 0.5) for name, tensor in adapter_tensors(model).items()}
     name = min(tensors)
     for wrong in (
@@ -140,6 +140,6 @@ def test_peft_reads_our_configuration_as_its_own(section: LoraSection, tmp_path:
 
 
 def test_the_wrapper_is_peft_s_own_for_sequence_to_sequence() -> None:
-    model = attach(tiny_backbone(), SECTION)
+    model = attach(tiny_backbone(), SECTION).model
     assert isinstance(model, PeftModel)
     assert type(model).__name__ == "PeftModelForSeq2SeqLM"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bmpeft import cli
-from bmpeft.adaptation import attach
+from bmpeft.adaptation import attach, lora
 from bmpeft.adapters import canary, canary_cache, runtime
 from bmpeft.adapters.artifact import load_artifact
 from bmpeft.adapters.canary import canary_logits, compare_canary, record_canary, vocabulary_entries
@@ -21,7 +21,7 @@ from bmpeft.adapters.runtime import Backbone, load_backbone
 from bmpeft.datasets.embedded import SPLITS, rows
 from bmpeft.errors import ArtifactError
 from bmpeft.progress import Progress
-from bmpeft.recipe import LoraSection
+from bmpeft.recipe_adaptation import LoraSection
 from bmpeft.training.run import train
 from tests.adapters.conftest import Stored, sign
 from tests.backbones.tiny import tiny_backbone
@@ -80,19 +80,20 @@ def test_the_canary_is_in_no_dataset_and_the_same_for_ever(backbone: Backbone) -
 
 def test_recording_changes_no_mode_and_no_setting() -> None:
     backbone = tiny_backbone()
-    model = attach(backbone, LoraSection(rank=2, dropout=0.5), seed=0)
+    attached = attach(backbone, LoraSection(rank=2, dropout=0.5), seed=0)
+    model = attached.model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     model.train()
-    model.base_model.model.encoder.eval()  # type: ignore[union-attr, operator]
+    model.base_model.model.encoder.eval()
     modes = [module.training for module in model.modules()]
     torch.set_float32_matmul_precision("high")
     try:
         state = torch.random.get_rng_state()
-        first = record_canary(backbone, model)
+        first = record_canary(backbone, attached)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert record_canary(backbone, model) == first, "no dropout, no autocast"
+            assert record_canary(backbone, attached) == first, "no dropout, no autocast"
         assert torch.equal(torch.random.get_rng_state(), state)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -140,15 +141,16 @@ def test_a_record_in_bfloat16_serves_in_float32() -> None:
     rounded.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     results = []
     for backbone in (rounded, exact):
-        model = attach(backbone, LoraSection(rank=2), seed=0)
+        attached = attach(backbone, LoraSection(rank=2), seed=0)
+        model = attached.model
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(0.0, 0.05, generator=generator)
         model.eval()
-        with model.disable_adapter():
+        with attached.disabled():
             bare = canary_logits(backbone, model)
-        results.append((record_canary(backbone, model), bare, canary_logits(backbone, model)))
+        results.append((record_canary(backbone, attached), bare, canary_logits(backbone, model)))
     record = results[0][0]
     assert record.dtype == "bfloat16"
     compare_canary(Path("x"), record, exact, bare=results[1][1], adapted=results[1][2])
@@ -194,7 +196,7 @@ def test_a_scaling_that_is_off_by_a_little_is_seen(copy: Path, backbone: Backbon
 def test_matrices_that_do_not_reach_their_places_are_seen(
     stored: Stored, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "set_adapter_tensors", lambda *_: None)
+    monkeypatch.setattr(lora, "set_adapter_tensors", lambda *_: None)
     with pytest.raises(ArtifactError, match="has no effect here"):
         backbone.load_adapter(stored.first)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bmpeft.adaptation import lora
 from bmpeft.adaptation.lora import add_adapter, lora_config
 from bmpeft.adapters import runtime
 from bmpeft.adapters.artifact import load_artifact
@@ -235,7 +236,7 @@ def test_a_load_that_fails_half_way_leaves_no_trace(
     def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(runtime, "set_adapter_tensors", failing)
+    monkeypatch.setattr(lora, "set_adapter_tensors", failing)
     with pytest.raises(RuntimeError):
         backbone.load_adapter(stored.first)
     assert [name for name, _ in backbone.frozen.model.named_parameters()] == names

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bmpeft.recipe import LORA_TARGETS, LoraSection, TrainingSection
+from bmpeft.recipe import TrainingSection
+from bmpeft.recipe_adaptation import LORA_TARGETS, FullSection, LoraSection
 
 
 def documented(repository: Path) -> dict[str, str]:
@@ -15,9 +16,11 @@ def documented(repository: Path) -> dict[str, str]:
     return {row[0].strip("`"): row[1] for row in rows}
 
 
-@pytest.mark.parametrize(("prefix", "section"), [("training", TrainingSection), ("adaptation", LoraSection)])
+@pytest.mark.parametrize(
+    ("prefix", "section"), [("training", TrainingSection), ("adaptation", LoraSection), ("adaptation", FullSection)]
+)
 def test_every_option_is_documented_with_its_default(
-    repository: Path, prefix: str, section: type[TrainingSection] | type[LoraSection]
+    repository: Path, prefix: str, section: type[TrainingSection] | type[LoraSection] | type[FullSection]
 ) -> None:
     table = documented(repository)
     for name, field in section.model_fields.items():

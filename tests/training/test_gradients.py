@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bmpeft.adaptation import adapter_tensors
+from bmpeft.adaptation.lora import adapter_tensors
 from bmpeft.errors import BmpeftError
 from bmpeft.training.gradients import GradientCheck
 from tests.backbones.tiny import tiny_backbone

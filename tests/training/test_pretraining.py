@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmpeft.backbones import load_frozen_backbone
+from bmpeft.backbones.biomedgpt.backbone import CODE_PARAMETERS, IMAGE_PARAMETERS
 from bmpeft.datasets.embedded import rows as embedded_rows
 from bmpeft.errors import DataError, UsageError
 from bmpeft.pretrain_recipe import PretrainRecipe
@@ -23,7 +24,7 @@ from bmpeft.recipe import BackboneSection
 from bmpeft.training.pretraining.batches import MixtureBatches
 from bmpeft.training.pretraining.corpus import GAP, read_corpus, split_at_sentences
 from bmpeft.training.pretraining.rows import MixtureRows, mask_spans
-from bmpeft.training.pretraining.run import CODE_PARAMETERS, IMAGE_PARAMETERS, pretrain
+from bmpeft.training.pretraining.run import pretrain
 from tests.backbones.tiny import tiny_backbone, tiny_directory
 
 MASK = 8191

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmpeft.backbones import load_frozen_backbone
+from bmpeft.backbones.biomedgpt.backbone import CODE_PARAMETERS
 from bmpeft.errors import RecipeError, UsageError
 from bmpeft.images.augmentation import AugmentedImage
 from bmpeft.pretrain_recipe import ObjectiveSection, PretrainRecipe
@@ -24,7 +25,7 @@ from bmpeft.training.pretraining.batches import MixtureBatches
 from bmpeft.training.pretraining.corpus import read_corpus
 from bmpeft.training.pretraining.images import ImageTexts, ShownImage
 from bmpeft.training.pretraining.rows import IMAGE_TASKS, ImageReading, MixtureRows
-from bmpeft.training.pretraining.run import CODE_PARAMETERS, pretrain
+from bmpeft.training.pretraining.run import pretrain
 from bmpeft.training.pretraining.trainer import PretrainTrainer
 from bmpeft.training.pretraining.wordings import ATTRIBUTES, CLOSED, OPEN, caption, question
 from tests.backbones.tiny import tiny_backbone, tiny_directory

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from bmpeft.adaptation import adapter_tensors, attach
+from bmpeft.adaptation import attach
+from bmpeft.adaptation.lora import adapter_tensors
 from bmpeft.backbones.base import EncodedExample
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
 from bmpeft.errors import BmpeftError
-from bmpeft.recipe import LoraSection, TrainingSection
+from bmpeft.recipe import TrainingSection
+from bmpeft.recipe_adaptation import FullSection, LoraSection
 from bmpeft.training.batches import EncodedDataset
 from bmpeft.training.callbacks import EvaluationSchedule, evaluation_steps
 from bmpeft.training.checkpoints import CheckpointStore
@@ -49,6 +51,7 @@ def make_trainer(
     accuracy: Callable[[], float] | None = None,
     evaluate_after: Iterable[int] = (),
     lora_dropout: float = 0.0,
+    adaptation: FullSection | None = None,
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> tuple[SequenceTrainer, Losses]:
@@ -57,11 +60,13 @@ def make_trainer(
     defaults = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0, "logging_steps": 1}
     options = {**defaults, "precision": "float32", **options}
     losses = Losses()
+    train_rows = EncodedDataset(tuple(rows or encoded_rows(backbone, ROWS).encoded))
+    section = adaptation or LoraSection(rank=4, dropout=lora_dropout)
     trainer = SequenceTrainer(
-        attach(backbone, LoraSection(rank=4, dropout=lora_dropout)),
+        attach(backbone, section, with_images=train_rows.has_images).model,
         backbone=backbone,
         section=TrainingSection(**options),
-        train_rows=EncodedDataset(tuple(rows or encoded_rows(backbone, ROWS).encoded)),
+        train_rows=train_rows,
         validation_rows=EncodedDataset(tuple(validation or encoded_rows(backbone, 5).encoded)),
         accuracy=accuracy,
         checkpoints=CheckpointStore(directory, {}),

@@ -30,6 +30,24 @@ from bmpeft.images.processing import PROCESSOR_FILE, ImageLoader, ImageProcessor
 from bmpeft.recipe_decoding import BeamDecoding, SampleDecoding, TrieDecoding
 from bmpeft.records import Example
 
+IMAGE_TOWER = "encoder.embed_images."
+IMAGE_PARAMETERS = (
+    IMAGE_TOWER,
+    "encoder.image_proj.",
+    "encoder.patch_layernorm_embedding.",
+    "encoder.embed_image_positions.",
+    "encoder.image_pos_ln.",
+    "encoder.image_rel_pos_table_list.",
+)
+"""Not reachable from text alone."""
+CODE_PARAMETERS = (
+    "decoder.embed_image_positions.",
+    "decoder.image_pos_ln.",
+    "decoder.image_rel_pos_table_list.",
+    "decoder.code_layernorm_embedding.",
+)
+"""For writing image codes, which none of the tasks does: never reachable."""
+
 
 class BiomedGPTBackbone(FrozenBackbone):
     """A frozen `BiomedGPTForConditionalGeneration` with its tokenizer."""
@@ -91,6 +109,19 @@ class BiomedGPTBackbone(FrozenBackbone):
         """See `FrozenBackbone.longest_sum`."""
         config = self.model.config
         return max(config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim)
+
+    def unreached_parameters(self, *, with_images: bool) -> tuple[str, ...]:
+        """See `FrozenBackbone.unreached_parameters`."""
+        return CODE_PARAMETERS if with_images else (*IMAGE_PARAMETERS, *CODE_PARAMETERS)
+
+    @property
+    def image_tower_parameters(self) -> tuple[str, ...]:
+        """See `FrozenBackbone.image_tower_parameters`."""
+        return (IMAGE_TOWER,)
+
+    def keep_statistics(self, keep: bool) -> None:
+        """See `FrozenBackbone.keep_statistics`."""
+        self.model.encoder.embed_images.frozen_statistics = keep
 
     def extend_positions(self, positions: int) -> None:
         """See `FrozenBackbone.extend_positions` and `BiomedGPTForConditionalGeneration.extend_positions`."""
@@ -236,7 +267,7 @@ class BiomedGPTBackbone(FrozenBackbone):
             BackboneError: an adapter is attached to the model, which would be saved along.
         """
         directory = Path(directory)
-        if any("lora_" in name for name, _ in self.model.named_parameters()):
+        if self.is_adapted:
             raise BackboneError("an adapter is attached: unload it before saving the backbone")
         with no_progress_bars():
             self.model.save_pretrained(directory)

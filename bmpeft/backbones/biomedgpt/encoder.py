@@ -133,7 +133,10 @@ class BiomedGPTEncoder(nn.Module, PositionTables):
 
     def _embed_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> patches [B, rows * columns, D] in row-major order, and the grid."""
-        features = self._image_features(pixel_values.to(self.embed_images.conv1.weight.dtype))
+        tower_dtype, dtype = self.embed_images.conv1.weight.dtype, self.image_proj.weight.dtype
+        features = self._image_features(pixel_values.to(tower_dtype))
+        if tower_dtype != dtype:  # fully fine-tuned parameters are float32 behind a tower that stays as it is
+            features = features.to(dtype)
         rows, columns = features.shape[-2:]
         largest = self.config.image_bucket_size
         if max(rows, columns) > largest:

@@ -41,22 +41,6 @@ REPORT_FILE = "pretraining.json"
 VALIDATION_ROWS = 100
 """Of each task."""
 _VALIDATION_DRAWS = 20_000
-IMAGE_PARAMETERS = (
-    "encoder.embed_images.",
-    "encoder.image_proj.",
-    "encoder.patch_layernorm_embedding.",
-    "encoder.embed_image_positions.",
-    "encoder.image_pos_ln.",
-    "encoder.image_rel_pos_table_list.",
-)
-"""Not reachable from text alone: left as they are without images."""
-CODE_PARAMETERS = (
-    "decoder.embed_image_positions.",
-    "decoder.image_pos_ln.",
-    "decoder.image_rel_pos_table_list.",
-    "decoder.code_layernorm_embedding.",
-)
-"""For writing image codes, which none of the tasks does: left as they are."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +167,7 @@ def _check_images(rows: MixtureRows, recipe: PretrainRecipe, images: bool) -> No
 
 def _open_parameters(backbone: BiomedGPTBackbone, dropout: float, images: bool) -> None:
     backbone.model.config.dropout = dropout
-    fixed = CODE_PARAMETERS if images else (*IMAGE_PARAMETERS, *CODE_PARAMETERS)
+    fixed = backbone.unreached_parameters(with_images=images)
     for name, parameter in backbone.model.named_parameters():
         parameter.requires_grad_(not name.startswith(fixed))
 
