@@ -30,6 +30,15 @@ COLUMNS = (
 )
 
 
+def make_row(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of these parts, with the columns in their order; what none of them says is None."""
+    content = {name: value for part in parts for name, value in part.items()}
+    unknown = content.keys() - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"no columns: {', '.join(sorted(unknown))}")
+    return {name: content.get(name) for name in COLUMNS}
+
+
 def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the columns of `COLUMNS`.
 

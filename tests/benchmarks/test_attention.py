@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bmpeft.benchmarks.attention import LiveBytes
+from bmpeft.benchmarks.measure import LiveBytes
 from bmpeft.benchmarks.plot import plot_rows
 from bmpeft.benchmarks.rows import COLUMNS
 from bmpeft.errors import UsageError
