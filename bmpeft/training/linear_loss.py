@@ -10,7 +10,8 @@ entries A and the two weights of `bmpeft.training.losses`
     d loss / d z = softmax(z) - (1 - s - e) * [t] - e * [A]         since (1 - s - e) + e |A| = 1
 
 so that d loss / d h = W^T (d loss / d z) is known in the forward pass, up to the factor that comes from behind: the
-backward pass costs nothing more while W is frozen. Where W trains, its gradient needs the logits once more.
+backward pass costs nothing more while W is frozen. Where W trains, its gradient needs d loss / d z too: that of a single
+chunk is kept, that of several is computed once more.
 Same idea: Wijmans et al. 2024 (arXiv:2411.09009), Hsu et al. 2024 (arXiv:2410.10989).
 """
 
@@ -84,36 +85,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden_states.device)
         normalizer = torch.empty_like(losses)
         of_hidden = torch.empty_like(hidden_states) if wants_hidden else None
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            for start in range(0, len(targets), rows):
-                part = slice(start, start + rows)
-                logits = (hidden_states[part] @ weight.T).float()  # [n, V]
-                normalizer[part] = logits.logsumexp(-1)
-                losses[part] = _losses(logits, normalizer[part], targets[part], smoothing)
-                if of_hidden is not None:
-                    gradient = _of_logits(logits, normalizer[part], targets[part], smoothing)
-                    of_hidden[part] = gradient.to(weight.dtype) @ weight
+        kept = None
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            logits = _logits(hidden_states[part], weight)
+            normalizer[part] = logits.logsumexp(-1)
+            losses[part] = _losses(logits, normalizer[part], targets[part], smoothing)
+            if of_hidden is not None:
+                of_logits = _of_logits(logits, normalizer[part], targets[part], smoothing).to(weight.dtype)
+                of_hidden[part] = _product(of_logits, weight)
+                kept = of_logits if rows >= len(targets) and ctx.needs_input_grad[1] else None
         ctx.smoothing, ctx.rows = smoothing, rows
-        ctx.save_for_backward(hidden_states, weight, targets, normalizer, of_hidden)
+        ctx.save_for_backward(hidden_states, weight, targets, normalizer, of_hidden, kept)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        hidden_states, weight, targets, normalizer, of_hidden = ctx.saved_tensors
+        hidden_states, weight, targets, normalizer, of_hidden, kept = ctx.saved_tensors
         found, of_weight = None, None
         if ctx.needs_input_grad[0] and of_hidden is not None:
             found = (of_hidden * gradient[:, None]).to(hidden_states.dtype)
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        if ctx.needs_input_grad[1] and kept is not None:
+            of_weight = _product((kept * gradient[:, None]).to(weight.dtype).T, hidden_states)
+        elif ctx.needs_input_grad[1]:
+            total = torch.zeros_like(weight, dtype=torch.float32)
             for start in range(0, len(targets), ctx.rows):
                 part = slice(start, start + ctx.rows)
-                logits = (hidden_states[part] @ weight.T).float()
+                logits = _logits(hidden_states[part], weight)
                 of_logits = _of_logits(logits, normalizer[part], targets[part], ctx.smoothing)
-                scaled = (of_logits * gradient[part, None]).to(weight.dtype)
-                of_weight += scaled.T @ hidden_states[part]
-            of_weight = of_weight.to(weight.dtype)
+                scaled = of_logits.mul_(gradient[part, None]).to(weight.dtype)
+                total += _product(scaled.T, hidden_states[part])
+            of_weight = total.to(weight.dtype)
         return found, of_weight, None, None, None, None
+
+
+def _logits(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    """[n, V] float32."""
+    return _product(hidden_states, weight.T).float()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in their own dtype, also under autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def _losses(logits: Tensor, normalizer: Tensor, targets: Tensor, smoothing: Smoothing | None) -> Tensor:
