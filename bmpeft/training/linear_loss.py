@@ -10,7 +10,7 @@ entries A and the two weights of `bmpeft.training.losses`
     d loss / d z = softmax(z) - (1 - s - e) * [t] - e * [A]         since (1 - s - e) + e |A| = 1
 
 so that d loss / d h = W^T (d loss / d z) is known in the forward pass, up to the factor that comes from behind: the
-backward pass costs nothing more while W is frozen. Where W trains, its gradient needs d loss / d z too: that of a single
+backward pass costs nothing more while W is frozen. Where W trains, its gradient needs d loss / d z too: that of one
 chunk is kept, that of several is computed once more.
 Same idea: Wijmans et al. 2024 (arXiv:2411.09009), Hsu et al. 2024 (arXiv:2410.10989).
 """
