@@ -68,6 +68,11 @@ class PositionBias:
     image_table: Tensor | None = None
     layout: Layout = Layout()
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether there is a part that is no product of factors."""
+        return self.token_table is not None or self.image_table is not None
+
     def with_tables(self, token_table: Tensor | None, image_table: Tensor | None) -> PositionBias:
         """The same factors with the tables of another layer."""
         return replace(self, token_table=token_table, image_table=image_table)

@@ -130,5 +130,5 @@ def test_dropout_keeps_the_mean_and_is_off_by_default(backend: str) -> None:
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa, chunked, triton"):
+    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa, chunked, flash, triton"):
         check_backend("flahs")
