@@ -138,6 +138,28 @@ def last_bucket_from(bucket_size: int = 256, max_positions: int = 1024) -> int:
     return int(np.argmax(after == 2 * bucket_size - 2))
 
 
+def token_line(layout: Layout, num_queries: int, num_keys: int) -> Tensor:
+    """Table index [M] int64 of key - query = -last_query ... in the text: one for every diagonal of its block.
+
+    M is the number of text queries plus the number of text keys, less one; there has to be a text query.
+    """
+    text_queries = num_queries - max(layout.num_image - layout.query_offset, 0)
+    text_keys = num_keys - layout.num_image
+    last_query = layout.query_offset + num_queries - 1 - layout.num_image
+    distance = last_query - torch.arange(text_queries + text_keys - 1)  # query - key
+    longest = max(last_query + 1, text_keys, layout.max_positions)
+    buckets = token_bucket(longest, layout.token_bucket_size, layout.max_positions)
+    return buckets[distance + longest - 1]
+
+
+def patch_places(image_ids: Tensor, side: int) -> Tensor:
+    """row * (2 * side - 1) + column of position ids: differences of places are the image table's index, but for
+    that of no difference, 2 * side * (side - 1).
+    """
+    position = image_ids - 1
+    return position.div(side, rounding_mode="floor") * (2 * side - 1) + position.remainder(side)
+
+
 @functools.lru_cache(maxsize=64)
 def _token_bucket(length: int, bucket_size: int, max_positions: int) -> np.ndarray:
     distance = np.arange(-(length - 1), length, dtype=np.int64)

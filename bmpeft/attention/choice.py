@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 AUTO = "auto"
-NAMES = ("eager", "sdpa", "chunked", "flash", "triton")
+NAMES = ("eager", "sdpa", "chunked", "flash", "flex", "triton")
 CHUNKED_FROM = 512 * 512
 """Scores of one head from which `chunked` is faster than `sdpa` on a CPU, training included."""
 
@@ -34,6 +34,8 @@ def check_backend(name: str) -> str:
 
 def why_unavailable(name: str, device_type: str) -> str | None:
     """Why a backend cannot run on a kind of device here; None where it can."""
+    if name == "flex":
+        return None if device_type == "cuda" else f"torch compiles it for GPUs, and the device is {device_type}"
     if name != "triton":
         return None
     missing = [package for package in ("triton", "bmpeft_kernels") if importlib.util.find_spec(package) is None]

@@ -12,6 +12,7 @@ from bmpeft.attention.choice import choose_backend
 from bmpeft.attention.chunked import chunked_attention
 from bmpeft.attention.eager import eager_attention
 from bmpeft.attention.flash import flash_attention
+from bmpeft.attention.flex import flex_attention
 from bmpeft.attention.sdpa import sdpa_attention
 from bmpeft.attention.triton import triton_attention
 
@@ -21,6 +22,7 @@ BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "sdpa": sdpa_attention,
         "chunked": chunked_attention,
         "flash": flash_attention,
+        "flex": flex_attention,
         "triton": triton_attention,
     }
 )
@@ -57,7 +59,7 @@ def attention(
         scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
         head_scale: [H] or None, multiplies each head's output (NormFormer).
         backend: "auto", "eager", "sdpa", "chunked", "flash" (where there are no tables, else what auto takes)
-            or "triton" (a GPU, and no `visible_until`). All compute the same function; `eager` defines it.
+            "flex" or "triton" (a GPU, and no `visible_until`). All compute the same function; `eager` defines it.
 
     Returns:
         [B, H, Lq, D] in the dtype of `value`; zeros for a query that sees no key.

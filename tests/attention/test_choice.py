@@ -67,7 +67,7 @@ def test_a_report_counts_the_layers_of_each_choice() -> None:
 
 
 def test_a_backend_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="'fast' is not one of auto, eager, sdpa, chunked, flash, triton"):
+    with pytest.raises(ValueError, match="'fast' is not one of auto, eager, sdpa, chunked, flash, flex, triton"):
         check_backend("fast")
 
 

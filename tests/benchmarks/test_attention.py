@@ -57,7 +57,7 @@ def test_live_bytes_are_the_most_that_is_held_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--backend", "fast"), "'fast' is not one of auto, eager, sdpa, chunked, flash, triton"),
+        (("--backend", "fast"), "'fast' is not one of auto, eager, sdpa, chunked, flash, flex, triton"),
         (("--dtype", "int8"), "--dtype int8: not one of float32, bfloat16"),
     ],
 )
