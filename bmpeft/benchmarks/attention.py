@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bmpeft.attention import PositionBias, attention, check_backend
+from bmpeft.attention import PositionBias, attention, check_backend, why_unavailable
 from bmpeft.benchmarks.measure import measure_in_turns
-from bmpeft.benchmarks.rows import make_row
+from bmpeft.benchmarks.rows import device_columns, make_row
 from bmpeft.errors import UsageError
-from bmpeft.machine import describe_machine, package_versions
 from bmpeft.progress import Progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,16 +38,8 @@ def bench_attention(
     Raises:
         UsageError: there is no such backend or number type.
     """
-    for backend in backends:
-        try:
-            check_backend(backend)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-    unknown = [name for name in dtypes if name not in DTYPES]
-    if unknown:
-        raise UsageError(f"--dtype {unknown[0]}: not one of {', '.join(DTYPES)}")
-    shared: dict[str, Any] = {"batch": batch, "heads": heads, "head_dim": head_dim, "device": describe_machine()}
-    shared["versions"] = " ".join(f"{name} {version}" for name, version in package_versions("torch").items())
+    check_options(backends, dtypes)
+    shared: dict[str, Any] = {"batch": batch, "heads": heads, "head_dim": head_dim, **device_columns()}
     rows = []
     cases = [(dtype, length, kind) for dtype in dtypes for length in lengths for kind in PASSES]
     with progress.task("measuring", total=len(cases)) as bar:
@@ -59,6 +50,20 @@ def bench_attention(
             rows += [make_row(case, found) for found in measure_in_turns(calls, repeats)]
             bar.advance(1)
     return tuple(rows)
+
+
+def check_options(backends: Sequence[str], dtypes: Sequence[str]) -> None:
+    """Whether these exist and run on a CPU. Raises UsageError."""
+    for backend in backends:
+        try:
+            reason = why_unavailable(check_backend(backend), "cpu")
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if reason is not None:
+            raise UsageError(f"--backend {backend}: {reason}")
+    unknown = [name for name in dtypes if name not in DTYPES]
+    if unknown:
+        raise UsageError(f"--dtype {unknown[0]}: not one of {', '.join(DTYPES)}")
 
 
 def _problem(dtype: torch.dtype, batch: int, heads: int, length: int, head_dim: int) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
 from bmpeft.benchmarks.measure import measure_in_turns
-from bmpeft.benchmarks.rows import make_row
+from bmpeft.benchmarks.rows import device_columns, make_row
 from bmpeft.errors import UsageError
-from bmpeft.machine import describe_machine, package_versions
 from bmpeft.progress import Progress
 from bmpeft.training import linear_loss
 
@@ -50,8 +49,7 @@ def bench_loss(
         "benchmark": "loss",
         "pass": "forward+backward",
         "batch": 1,
-        "device": describe_machine(),
-        "versions": " ".join(f"{name} {version}" for name, version in package_versions("torch").items()),
+        **device_columns(),
     }
     rows = []
     cases = [(dtype, case, count) for dtype in dtypes for case in CASES for count in tokens]
