@@ -8,12 +8,11 @@ from torch import Tensor
 
 from bmpeft_kernels import decode_kernels
 from bmpeft_kernels.attention import HEAD_DIMS, require_target
+from bmpeft_kernels.tiles import DECODING
 
 SMALLEST_CHUNK = 128
 """Keys of a part, at least: below that, joining the parts costs more than it saves."""
 MOST_PARTS = 64
-BLOCK_KEYS = 64
-WARPS = 4
 
 
 def decode_attention(
@@ -88,7 +87,8 @@ def _decode(
     num_keys, pairs = key.shape[2], batch * heads
     d0, d1 = HEAD_DIMS[head_dim]
     # Whole blocks of keys, so that none is read by two parts.
-    chunk = triton.cdiv(triton.cdiv(num_keys, parts), BLOCK_KEYS) * BLOCK_KEYS
+    tile = DECODING["split_keys"]
+    chunk = triton.cdiv(triton.cdiv(num_keys, parts), tile.keys) * tile.keys
     parts = triton.cdiv(num_keys, chunk)
     peaks, totals = (query.new_empty(pairs, parts, dtype=torch.float32) for _ in range(2))
     sums = query.new_empty(pairs, parts, head_dim, dtype=torch.float32)
@@ -97,11 +97,12 @@ def _decode(
     given = [query if x is None else x for x in (pos_query, pos_key, line)]  # a pointer that no kernel follows
     decode_kernels.split_keys[(parts, pairs)](
         query, key, value, *given, *integers, peaks, totals, sums, scale, heads, num_keys, chunk,
-        D0=d0, D1=d1, BN=BLOCK_KEYS, POSITIONS=pos_query is not None, LINE=line is not None,
-        SEGMENTS=key_segment is not None, POSITION_ROWS=1 if pos_query is None else len(pos_query), num_warps=WARPS,
+        D0=d0, D1=d1, BN=tile.keys, POSITIONS=pos_query is not None, LINE=line is not None,
+        SEGMENTS=key_segment is not None, POSITION_ROWS=1 if pos_query is None else len(pos_query),
+        num_warps=tile.warps,
     )  # fmt: skip
     decode_kernels.join_parts[(pairs,)](
-        peaks, totals, sums, output, parts, D0=d0, D1=d1, PARTS=triton.next_power_of_2(parts), num_warps=WARPS
+        peaks, totals, sums, output, parts, D0=d0, D1=d1, PARTS=triton.next_power_of_2(parts), num_warps=tile.warps
     )
     return output
 
