@@ -40,7 +40,7 @@ class BackboneSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU that has it, else float32"
     )
-    attention: Literal["auto", "eager", "sdpa", "chunked", "triton"] = Field(
+    attention: Literal["auto", "eager", "sdpa", "chunked", "flash", "flex", "triton"] = Field(
         "auto",
         description="attention backend; auto: by length and device; eager is the specification; chunked, and triton "
         "on a GPU, need memory linear in the length",

@@ -55,7 +55,7 @@ def test_json_is_one_object_with_every_area(tmp_path: Path) -> None:
     assert 0 < content["memory"]["available"] <= content["memory"]["total"]
     assert content["device"]["used"] in ("cpu", "cuda")
     assert set(content["dtypes"]) == {"bfloat16", "float16"}
-    without_gpu = {} if torch.cuda.is_available() else {"triton": "unavailable"}
+    without_gpu = {} if torch.cuda.is_available() else {"flex": "unavailable", "triton": "unavailable"}
     auto = {"256": "sdpa", "1024": "chunked" if content["device"]["used"] == "cpu" else "sdpa"}
     assert content["attention"] == {"auto": auto, **dict.fromkeys(BACKENDS, "available"), **without_gpu}
     assert content["quantization"]["bitsandbytes"] == content["device"]["used"]

@@ -40,7 +40,7 @@ def load_backbone(
     init: Literal["pretrained", "random"] = "pretrained",
     init_seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    attention: Literal["auto", "eager", "sdpa", "chunked", "triton"] = "auto",
+    attention: Literal["auto", "eager", "sdpa", "chunked", "flash", "flex", "triton"] = "auto",
     tokenizer: str | None = None,
     max_positions: int | None = None,
     image_size: int | None = None,

@@ -68,6 +68,11 @@ class PositionBias:
     image_table: Tensor | None = None
     layout: Layout = Layout()
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether there is a part that is no product of factors."""
+        return self.token_table is not None or self.image_table is not None
+
     def with_tables(self, token_table: Tensor | None, image_table: Tensor | None) -> PositionBias:
         """The same factors with the tables of another layer."""
         return replace(self, token_table=token_table, image_table=image_table)
@@ -131,6 +136,28 @@ def last_bucket_from(bucket_size: int = 256, max_positions: int = 1024) -> int:
         max_positions:
     ]  # distances 0 ... max_positions
     return int(np.argmax(after == 2 * bucket_size - 2))
+
+
+def token_line(layout: Layout, num_queries: int, num_keys: int) -> Tensor:
+    """Table index [M] int64 of key - query = -last_query ... in the text: one for every diagonal of its block.
+
+    M is the number of text queries plus the number of text keys, less one; there has to be a text query.
+    """
+    text_queries = num_queries - max(layout.num_image - layout.query_offset, 0)
+    text_keys = num_keys - layout.num_image
+    last_query = layout.query_offset + num_queries - 1 - layout.num_image
+    distance = last_query - torch.arange(text_queries + text_keys - 1)  # query - key
+    longest = max(last_query + 1, text_keys, layout.max_positions)
+    buckets = token_bucket(longest, layout.token_bucket_size, layout.max_positions)
+    return buckets[distance + longest - 1]
+
+
+def patch_places(image_ids: Tensor, side: int) -> Tensor:
+    """row * (2 * side - 1) + column of position ids: differences of places are the image table's index, but for
+    that of no difference, 2 * side * (side - 1).
+    """
+    position = image_ids - 1
+    return position.div(side, rounding_mode="floor") * (2 * side - 1) + position.remainder(side)
 
 
 @functools.lru_cache(maxsize=64)

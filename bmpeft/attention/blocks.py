@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bmpeft.attention.bias import PositionBias, image_bucket, token_bucket
+from bmpeft.attention.bias import PositionBias, image_bucket, token_bucket, token_line
 
 
 class BlockwiseBias:
@@ -39,7 +39,7 @@ class BlockwiseBias:
         self._line_index: Tensor | None = None
         self._line: Tensor | None = None
         if self._token_table is not None and layout.text_positions is None and num_queries > self.image_queries:
-            self._line_index = self._token_line().to(self._token_table.device)
+            self._line_index = token_line(layout, num_queries, num_keys).to(self._token_table.device)
             self._line = self._token_table[:, self._line_index].contiguous()  # [H, M]
 
     def blocks(self, longest: int) -> Iterator[BiasRows]:
@@ -47,14 +47,6 @@ class BlockwiseBias:
         for first, last in ((0, self.image_queries), (self.image_queries, self.num_queries)):
             for start in range(first, last, longest):
                 yield BiasRows(self, start, min(start + longest, last))
-
-    def _token_line(self) -> Tensor:
-        """Table index [M] of key - query = -last_query ... : one value for every diagonal of the text block."""
-        text_queries, text_keys = self.num_queries - self.image_queries, self.num_keys - self.layout.num_image
-        distance = self._last_query - torch.arange(text_queries + text_keys - 1)  # query - key
-        longest = max(self._last_query + 1, text_keys, self.layout.max_positions)
-        buckets = token_bucket(longest, self.layout.token_bucket_size, self.layout.max_positions)
-        return buckets[distance + longest - 1]
 
 
 class BiasRows:

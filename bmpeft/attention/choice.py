@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 AUTO = "auto"
-NAMES = ("eager", "sdpa", "chunked", "triton")
+NAMES = ("eager", "sdpa", "chunked", "flash", "flex", "triton")
 CHUNKED_FROM = 512 * 512
 """Scores of one head from which `chunked` is faster than `sdpa` on a CPU, training included."""
 
@@ -34,6 +34,8 @@ def check_backend(name: str) -> str:
 
 def why_unavailable(name: str, device_type: str) -> str | None:
     """Why a backend cannot run on a kind of device here; None where it can."""
+    if name == "flex":
+        return None if device_type == "cuda" else f"torch compiles it for GPUs, and the device is {device_type}"
     if name != "triton":
         return None
     missing = [package for package in ("triton", "bmpeft_kernels") if importlib.util.find_spec(package) is None]
@@ -44,13 +46,19 @@ def why_unavailable(name: str, device_type: str) -> str | None:
     return f"Triton compiles for GPUs, and the device is {device_type}"
 
 
-def choose_backend(name: str, device_type: str, num_queries: int, num_keys: int) -> Choice:
+def choose_backend(name: str, device_type: str, num_queries: int, num_keys: int, *, tables: bool = False) -> Choice:
     """The backend that `name` stands for in one call; "auto" is the faster one that fits.
+
+    Flash is exact without tables of relative positions, that is in cross-attention; where there are `tables`, what
+    auto takes stands for it.
 
     Raises:
         ValueError: there is no such backend.
     """
-    if check_backend(name) != AUTO:
+    if check_backend(name) == "flash" and tables:
+        other = choose_backend(AUTO, device_type, num_queries, num_keys)
+        return Choice(other.backend, f"flash has no tables of relative positions; {other.reason}")
+    if name != AUTO:
         return Choice(name, "asked for")
     if device_type != "cpu":
         return Choice("sdpa", f"on {device_type} no other backend has been measured")

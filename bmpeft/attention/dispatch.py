@@ -11,11 +11,20 @@ from bmpeft.attention.bias import PositionBias
 from bmpeft.attention.choice import choose_backend
 from bmpeft.attention.chunked import chunked_attention
 from bmpeft.attention.eager import eager_attention
+from bmpeft.attention.flash import flash_attention
+from bmpeft.attention.flex import flex_attention
 from bmpeft.attention.sdpa import sdpa_attention
 from bmpeft.attention.triton import triton_attention
 
 BACKENDS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {"eager": eager_attention, "sdpa": sdpa_attention, "chunked": chunked_attention, "triton": triton_attention}
+    {
+        "eager": eager_attention,
+        "sdpa": sdpa_attention,
+        "chunked": chunked_attention,
+        "flash": flash_attention,
+        "flex": flex_attention,
+        "triton": triton_attention,
+    }
 )
 
 
@@ -49,8 +58,8 @@ def attention(
         dropout: probability, applied to the attention probabilities.
         scale: of the content scores; ``(2 * D) ** -0.5`` in BiomedGPT.
         head_scale: [H] or None, multiplies each head's output (NormFormer).
-        backend: "auto", "eager", "sdpa", "chunked" or "triton" (a GPU, and no `visible_until`). All compute the
-            same function; `eager` defines it.
+        backend: "auto", "eager", "sdpa", "chunked", "flash" (where there are no tables, else what auto takes)
+            "flex" or "triton" (a GPU, and no `visible_until`). All compute the same function; `eager` defines it.
 
     Returns:
         [B, H, Lq, D] in the dtype of `value`; zeros for a query that sees no key.
@@ -58,7 +67,7 @@ def attention(
     Raises:
         ValueError: there is no such backend.
     """
-    choice = choose_backend(backend, query.device.type, query.shape[2], key.shape[2])
+    choice = choose_backend(backend, query.device.type, query.shape[2], key.shape[2], tables=bias.has_tables)
     output = BACKENDS[choice.backend](
         query,
         key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bmpeft.attention.bias import Layout, PositionBias, last_bucket_from, token_bucket
+from bmpeft.attention.bias import PositionBias, last_bucket_from, patch_places, token_line
 
 
 def triton_attention(
@@ -28,6 +28,7 @@ def triton_attention(
         RuntimeError: Triton has no GPU to compile for.
     """
     from bmpeft_kernels.attention import biased_attention
+    from bmpeft_kernels.decode import decode_attention
 
     layout = bias.layout
     if visible_until is not None or layout.text_positions is not None:
@@ -37,20 +38,39 @@ def triton_attention(
     query_segment, key_segment = _segments(batch, num_queries, num_keys, query.device, key_padding_mask, segment_ids)
     has_factors = bias.query_factor is not None and bias.key_factor is not None
     has_line = bias.token_table is not None and num_queries > max(layout.num_image - layout.query_offset, 0)
-    index = _token_index(layout, num_queries, num_keys).to(query.device) if has_line else None
+    index = token_line(layout, num_queries, num_keys).to(query.device) if has_line else None
     ids = layout.image_ids
-    output: Tensor = biased_attention(
-        query.to(value.dtype),
-        key.to(value.dtype),
+    pos_query = bias.query_factor.to(value.dtype) if has_factors and bias.query_factor is not None else None
+    pos_key = bias.key_factor.to(value.dtype) if has_factors and bias.key_factor is not None else None
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    output: Tensor
+    if num_queries == 1 and ids is None and dropout == 0.0 and not _is_differentiated(query, key, value, bias):
+        # A causal query that is the last position sees every key; one before it does not.
+        seen = min(num_keys, layout.query_offset + 1) if causal else num_keys
+        line = None if index is None or bias.token_table is None else bias.token_table[:, index][:, :seen]
+        return decode_attention(
+            query,
+            key[:, :, :seen],
+            value[:, :, :seen],
+            scale=scale,
+            pos_query=pos_query,
+            pos_key=None if pos_key is None else pos_key[:, :, :seen],
+            line=line,
+            query_segment=query_segment,
+            key_segment=None if key_segment is None else key_segment[:, :seen],
+        )
+    output = biased_attention(
+        query,
+        key,
         value,
         scale=scale,
-        pos_query=bias.query_factor.to(value.dtype) if has_factors and bias.query_factor is not None else None,
-        pos_key=bias.key_factor.to(value.dtype) if has_factors and bias.key_factor is not None else None,
+        pos_query=pos_query,
+        pos_key=pos_key,
         token_table=bias.token_table if has_line else None,
         token_index=index,
         token_far=last_bucket_from(layout.token_bucket_size, layout.max_positions),
         image_table=bias.image_table if ids is not None else None,
-        image_place=None if ids is None else _places(ids, layout.image_bucket_size),
+        image_place=None if ids is None else patch_places(ids, layout.image_bucket_size),
         image_side=layout.image_bucket_size,
         num_image=layout.num_image,
         query_segment=query_segment,
@@ -61,6 +81,11 @@ def triton_attention(
         seed=int(torch.randint(2**31 - 1, ())) if dropout > 0.0 else 0,
     )
     return output
+
+
+def _is_differentiated(query: Tensor, key: Tensor, value: Tensor, bias: PositionBias) -> bool:
+    parts = (query, key, value, bias.query_factor, bias.key_factor, bias.token_table)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in parts)
 
 
 def _segments(
@@ -82,20 +107,3 @@ def _segments(
     if key_padding_mask is not None:
         of_keys = of_keys.masked_fill(~key_padding_mask.to(torch.bool), -1)
     return of_queries, of_keys
-
-
-def _token_index(layout: Layout, num_queries: int, num_keys: int) -> Tensor:
-    """Table index of every diagonal of the text block, from the last query's to the first key on."""
-    text_queries = num_queries - max(layout.num_image - layout.query_offset, 0)
-    text_keys = num_keys - layout.num_image
-    last_query = layout.query_offset + num_queries - 1 - layout.num_image
-    longest = max(last_query + 1, text_keys, layout.max_positions)
-    buckets = token_bucket(longest, layout.token_bucket_size, layout.max_positions)
-    distance = last_query - torch.arange(text_queries + text_keys - 1)
-    return buckets[distance + longest - 1]
-
-
-def _places(image_ids: Tensor, side: int) -> Tensor:
-    """row * (2 * side - 1) + column of position ids: differences of places are the table's index."""
-    position = image_ids - 1
-    return position.div(side, rounding_mode="floor") * (2 * side - 1) + position.remainder(side)

@@ -63,13 +63,15 @@ class Entry:
     @property
     def problems(self) -> tuple[str, ...]:
         """Budgets that are exceeded."""
+        from bmpeft_kernels.compilation import WITHOUT_PRODUCTS
+
         largest = MULTIPROCESSORS[self.compiled.architecture].shared_of_block
         found = []
         if self.compiled.stack:
             found.append(f"stack {self.compiled.stack}")
         if self.compiled.shared > largest:
             found.append(f"shared memory above {largest}")
-        if not self.compiled.matrix_instructions:
+        if not self.compiled.matrix_instructions and self.compiled.kernel not in WITHOUT_PRODUCTS:
             found.append("no matrix instructions")
         if self.occupancy < FEWEST_WARPS:
             found.append(f"fewer than {FEWEST_WARPS} warps")
@@ -109,7 +111,7 @@ class Entry:
                 "case": c.kernel,
                 "backend": "triton",
                 "dtype": c.dtype,
-                "pass": "forward" if c.kernel == "forward" else "backward",
+                "pass": "backward" if c.kernel.startswith("backward") else "forward",
                 "batch": None,
                 "length": None,
                 "heads": None,

@@ -21,13 +21,14 @@ def plot_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("--plot: matplotlib is not installed (the extra plot has it)") from None
+    differing = [name for name in ("case", "dtype", "pass") if len({row[name] for row in rows}) > 1]
     metrics = list(dict.fromkeys((row["metric"], row["unit"]) for row in rows))
     figure = Figure(figsize=(6 * len(metrics), 4.5), layout="constrained")
     for axes, (metric, unit) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         lines = defaultdict(list)
         for row in rows:
             if row["metric"] == metric:
-                lines[f"{row['backend']}, {row['dtype']}, {row['pass']}"].append(row)
+                lines[", ".join(row[name] for name in ("backend", *differing))].append(row)
         for label, points in lines.items():
             lengths = [row["length"] for row in points]
             axes.plot(lengths, [row["p50"] for row in points], marker="o", label=label)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,10 +85,137 @@ def measure_attention(
             write_csv(csv, rows)
         if plot is not None:
             plot_rows(plot, rows)
+    _print(rows, ("backend", "dtype", "pass", "length"), as_json=as_json)
+
+
+@bench.command("loss")
+def measure_loss(
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="matrix, torch or chunked; again for more; default: all.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="N", help="Again for more; default: 128, 512, 2048.")
+    ] = None,
+    vocabulary: Annotated[int, typer.Option(min=2, metavar="V", help="Entries.")] = 59_457,
+    width: Annotated[int, typer.Option(min=1, metavar="D", help="Of the hidden states.")] = 768,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 5,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the loss behind BiomedGPT's vocabulary on the CPU: processor time and memory over the target tokens."""
+    with work(quiet=quiet) as progress:
+        from bmpeft.benchmarks.loss import bench_loss
+        from bmpeft.benchmarks.plot import plot_rows
+        from bmpeft.benchmarks.rows import write_csv
+
+        rows = bench_loss(
+            backends=backend or ("matrix", "torch", "chunked"),
+            dtypes=dtype or ("float32", "bfloat16"),
+            tokens=tokens or (128, 512, 2048),
+            vocabulary=vocabulary,
+            width=width,
+            repeats=repeats,
+            progress=progress,
+        )
+        if csv is not None:
+            write_csv(csv, rows)
+        if plot is not None:
+            plot_rows(plot, rows)
+    _print(rows, ("backend", "dtype", "case", "length"), as_json=as_json)
+
+
+@bench.command("decode")
+def measure_decoding(
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for more; default: eager, sdpa, chunked, flash.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="L", help="Again for more; default: 512, 1024, 4096.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, metavar="H", help="Heads.")] = 12,
+    head_dim: Annotated[int, typer.Option(min=1, metavar="D", help="Dimension of a head.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 20,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure attention of one new token to a long source on the CPU: processor time and memory."""
+    with work(quiet=quiet) as progress:
+        from bmpeft.benchmarks.decode import bench_decode
+        from bmpeft.benchmarks.plot import plot_rows
+        from bmpeft.benchmarks.rows import write_csv
+
+        rows = bench_decode(
+            backends=backend or ("eager", "sdpa", "chunked", "flash"),
+            dtypes=dtype or ("float32", "bfloat16"),
+            lengths=length or (512, 1024, 4096),
+            batch=batch,
+            heads=heads,
+            head_dim=head_dim,
+            repeats=repeats,
+            progress=progress,
+        )
+        if csv is not None:
+            write_csv(csv, rows)
+        if plot is not None:
+            plot_rows(plot, rows)
+    _print(rows, ("backend", "dtype", "length"), as_json=as_json)
+
+
+@bench.command("step")
+def measure_step(
+    size: Annotated[str, typer.Option(metavar="SIZE", help="nano ... xlarge; random weights.")] = "base",
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for more; default: eager, sdpa, chunked.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE", help="Of the computation: float32 or bfloat16; default: both.")
+    ] = None,
+    loss: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="matrix or chunked; again for both; default: chunked.")
+    ] = None,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute the layers in the backward pass.")] = False,
+    source: Annotated[int, typer.Option(min=1, metavar="L", help="Tokens of a source.")] = 1024,
+    target: Annotated[int, typer.Option(min=1, metavar="T", help="Tokens of a target.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 3,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure one LoRA step of a whole model on the CPU: processor time, and memory beyond model and optimizer."""
+    with work(quiet=quiet) as progress:
+        from bmpeft.benchmarks.rows import write_csv
+        from bmpeft.benchmarks.step import bench_step
+
+        rows = bench_step(
+            size=size,
+            backends=backend or ("eager", "sdpa", "chunked"),
+            dtypes=dtype or ("float32", "bfloat16"),
+            losses=loss or ("chunked",),
+            checkpointing=checkpointing,
+            source=source,
+            target=target,
+            batch=batch,
+            repeats=repeats,
+            progress=progress,
+        )
+        if csv is not None:
+            write_csv(csv, rows)
+    _print(rows, ("backend", "dtype", "case", "length"), as_json=as_json)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, as_json: bool) -> None:
+    """The rows whole as JSON, or as a table with these columns and, to microseconds, the figures."""
     if as_json:
         print_json({"rows": list(rows)})
     else:
-        shown = ("backend", "dtype", "pass", "length", "metric", "unit", "p20", "p50", "p80", "n")
-        # Microseconds are shown; the rows of --json and --csv are whole.
+        shown = (*names, "metric", "unit", "p20", "p50", "p80", "n")
         table = [{n: round(row[n], 6) if isinstance(row[n], float) else row[n] for n in shown} for row in rows]
         print_rows("rows", table, as_json=False)

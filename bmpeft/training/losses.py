@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from bmpeft.backbones.base import FrozenBackbone
 from bmpeft.recipe import TrainingSection
+from bmpeft.training.linear_loss import Smoothing, linear_cross_entropy
 
-_IGNORED_LABEL = -100
+IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,19 @@ class Objective:
         """How many of a forward pass's supervised tokens count after `step` optimizer steps."""
         return max(1, int(tokens * (1.0 - self.drop_worst_ratio))) if self._drops(step) else tokens
 
-    def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses [N] in nats, for logits [N, V] and targets [N]."""
-        log_p = logits.float().log_softmax(dim=-1)
-        loss = -log_p.gather(1, targets[:, None]).squeeze(1)
-        if self.label_smoothing == 0.0:
-            return loss
-        share = self.label_smoothing / (len(self.text_ids) - 1)
-        spread = -log_p.index_select(1, self.text_ids.to(logits.device)).sum(dim=1)
-        return (1.0 - self.label_smoothing - share) * loss + share * spread
-
-    def loss(self, logits: Tensor, labels: Tensor, *, step: int, total: Tensor | int) -> Tensor:
+    def loss(self, hidden_states: Tensor, weight: Tensor, labels: Tensor, *, step: int, total: Tensor | int) -> Tensor:
         """Sum over the tokens that count, divided by how many there are in the whole window of the step.
 
         Args:
-            logits: [B, T, V].
+            hidden_states: [B, T, D] of the decoder.
+            weight: [V, D] of the layer that makes logits of them.
             labels: [B, T], -100 where nothing is learned.
             step: optimizer steps that were taken.
             total: `counted` tokens of all forward passes of this step.
         """
-        supervised = labels.ne(_IGNORED_LABEL)
-        losses = self.token_losses(logits[supervised], labels[supervised])
+        supervised = labels.ne(IGNORED_LABEL)
+        smoothing = self._smoothing(weight)
+        losses = linear_cross_entropy(hidden_states[supervised], weight, labels[supervised], smoothing)
         if self._drops(step):
             losses = losses.topk(self.counted(len(losses), step), largest=False).values
         return losses.sum() / total
@@ -78,11 +71,19 @@ class Objective:
         if self.decoder_noise == 0.0:
             return decoder_input_ids
         # Position i holds label i - 1.
-        holds_text = nn.functional.pad(labels[:, :-1].ne(_IGNORED_LABEL), (1, 0))
+        holds_text = nn.functional.pad(labels[:, :-1].ne(IGNORED_LABEL), (1, 0))
         replaced = holds_text & (torch.rand(labels.shape, device=labels.device) < self.decoder_noise)
         ids = self.text_ids.to(labels.device)
         random_ids = ids[torch.randint(len(ids), labels.shape, device=labels.device)]
         return torch.where(replaced, random_ids, decoder_input_ids)
+
+    def _smoothing(self, weight: Tensor) -> Smoothing | None:
+        if self.label_smoothing == 0.0:
+            return None
+        share = self.label_smoothing / (len(self.text_ids) - 1)
+        allowed = torch.zeros(len(weight), device=weight.device)
+        allowed[self.text_ids.to(weight.device)] = 1.0
+        return Smoothing(1.0 - self.label_smoothing - share, share, allowed)
 
     def _drops(self, step: int) -> bool:
         return self.drop_worst_ratio > 0.0 and step >= self.drop_worst_after

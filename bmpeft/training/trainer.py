@@ -34,7 +34,8 @@ from bmpeft.training.checkpoints import Checkpoint, CheckpointStore
 from bmpeft.training.early_stopping import out_of_patience
 from bmpeft.training.ema import AverageAfterStep, MovingAverage
 from bmpeft.training.gradients import GradientCheck
-from bmpeft.training.losses import make_objective
+from bmpeft.training.linear_loss import linear_cross_entropy
+from bmpeft.training.losses import IGNORED_LABEL, make_objective
 from bmpeft.training.meter import Meter, Stopwatch
 from bmpeft.training.patch_sampling import patch_sampling
 from bmpeft.training.stochastic_depth import highest_rate, stochastic_depth
@@ -231,17 +232,33 @@ class SequenceTrainer(Trainer):
     ) -> Any:
         """The objective of one batch, as a share of the whole window's."""
         assert num_items_in_batch is not None
+        states, labels = self._states(model, inputs, noisy=True)
+        weight = self.backbone.model.get_output_embeddings().weight
+        loss = self._objective.loss(states, weight, labels, step=self.state.global_step, total=num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def summed_loss(self, batch: Mapping[str, Tensor]) -> float:
+        """Plain cross-entropy of a batch of validation rows, summed over their supervised tokens, in nats."""
+        states, labels = self._states(self.adapted, self._prepare_inputs(dict(batch)), noisy=False)
+        supervised = labels.ne(IGNORED_LABEL)
+        weight = self.backbone.model.get_output_embeddings().weight
+        return float(linear_cross_entropy(states[supervised], weight, labels[supervised]).sum())
+
+    def _states(self, model: nn.Module, inputs: Mapping[str, Tensor], *, noisy: bool) -> tuple[Tensor, Tensor]:
+        """The decoder's last hidden states [B, T, D] and the labels [B, T]."""
         labels = inputs["labels"]
         bare: Any = self.backbone.model
         decoder_input_ids = inputs.get("decoder_input_ids")
         if decoder_input_ids is None:
             decoder_input_ids = bare.prepare_decoder_input_ids_from_labels(labels)
+        if noisy:
+            decoder_input_ids = self._objective.with_noise(decoder_input_ids, labels)
         outputs = model(
             **{name: value for name, value in inputs.items() if name not in ("labels", "decoder_input_ids")},
-            decoder_input_ids=self._objective.with_noise(decoder_input_ids, labels),
+            decoder_input_ids=decoder_input_ids,
+            output_logits=False,
         )
-        loss = self._objective.loss(outputs.logits, labels, step=self.state.global_step, total=num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return outputs.decoder_hidden_states[0], labels
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer asks for it before each optimizer step: the last moment to look at the gradients."""
@@ -312,8 +329,7 @@ class SequenceTrainer(Trainer):
         with torch.inference_mode(), self.compute_loss_context_manager():
             for start in range(0, len(order), self.section.batch_size):
                 examples = [rows[row] for row in order[start : start + self.section.batch_size]]
-                batch = self._prepare_inputs(self.backbone.collate(examples))
-                total += float(self.adapted(**batch, num_items_in_batch=1).loss)
+                total += self.summed_loss(self.backbone.collate(examples))
                 tokens += sum(len(example.labels or ()) for example in examples)
         return total / tokens
 

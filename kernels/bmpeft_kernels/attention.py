@@ -316,11 +316,17 @@ class _Call:
         }  # fmt: skip
 
 
-def _tiles(device: torch.device, head_dim: int) -> dict[str, Tile]:
-    if not isinstance(attention_kernels.forward, triton.JITFunction):
-        return INTERPRETER
-    if device.type != "cuda":
+def require_target(device: torch.device, *, interpreted: bool) -> None:
+    """Whether kernels run there. Raises RuntimeError."""
+    if not interpreted and device.type != "cuda":
         raise RuntimeError(f"Triton compiles for no {device.type}: a GPU is needed, or TRITON_INTERPRET=1 to test")
+
+
+def _tiles(device: torch.device, head_dim: int) -> dict[str, Tile]:
+    interpreted = not isinstance(attention_kernels.forward, triton.JITFunction)
+    require_target(device, interpreted=interpreted)
+    if interpreted:
+        return INTERPRETER
     properties = torch.cuda.get_device_properties(device)
     architecture = getattr(properties, "gcnArchName", "").split(":")[0]
     return tiles_for(architecture or f"sm_{properties.major}{properties.minor}", head_dim)

@@ -17,9 +17,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bmpeft_kernels import attention_kernels, table_kernels
+from bmpeft_kernels import attention_kernels, decode_kernels, table_kernels
 from bmpeft_kernels.attention import HEAD_DIMS
-from bmpeft_kernels.tiles import Tile, tiles_for
+from bmpeft_kernels.decode import MOST_PARTS
+from bmpeft_kernels.tiles import DECODING, Tile, tiles_for
 
 KERNELS = {
     "forward": attention_kernels.forward,
@@ -27,11 +28,15 @@ KERNELS = {
     "backward_keys": attention_kernels.backward_keys,
     "backward_line": table_kernels.backward_line,
     "backward_image": table_kernels.backward_image,
+    "split_keys": decode_kernels.split_keys,
+    "join_parts": decode_kernels.join_parts,
 }
+WITHOUT_PRODUCTS = frozenset({"split_keys", "join_parts"})
+"""These read every number once: they have no products of matrices, and need no matrix instructions."""
 DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _FLOATS = {"scale", "dropout"}
 _INTEGERS = {"place", "query_segment", "key_segment"}
-_FLOAT_ARRAYS = {"line", "image", "lse", "delta", "of_position", "of_line", "of_pairs"}
+_FLOAT_ARRAYS = {"line", "image", "lse", "delta", "of_position", "of_line", "of_pairs", "peaks", "totals", "sums"}
 _INPUTS = {"query", "key", "value", "pos_query", "pos_key", "output", "gradient", "of_query", "of_key", "of_value"}
 _MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 
@@ -68,9 +73,16 @@ def compile_kernel(kernel: str, architecture: str, dtype: str, head_dim: int) ->
     function = KERNELS[kernel]
     if not isinstance(function, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
-    tile = tiles_for(architecture, head_dim)[kernel]
+    tile = {**tiles_for(architecture, head_dim), **DECODING}[kernel]
     d0, d1 = HEAD_DIMS[head_dim]
-    flags: dict[str, Any] = {"D0": d0, "D1": d1, "BM": tile.queries, "BN": tile.keys, "POSITION_ROWS": 1}
+    flags: dict[str, Any] = {
+        "D0": d0,
+        "D1": d1,
+        "BM": tile.queries,
+        "BN": tile.keys,
+        "POSITION_ROWS": 1,
+        "PARTS": MOST_PARTS,
+    }
     flags |= dict.fromkeys(("POSITIONS", "LINE", "IMAGE", "SEGMENTS", "WANTED"), True)
     flags |= {"CAUSAL": False, "DROPOUT": False, "PLACE_ROWS": 1}
     names = list(function.arg_names)

@@ -43,6 +43,8 @@ TILES: dict[str, tuple[dict[str, Tile], dict[str, Tile]]] = {
     "sm_120": (_NARROW | _LINE, _WIDE | _LINE),
 }
 """For each architecture the tiles of head dimensions up to 64, and of 80."""
+DECODING: dict[str, Tile] = dict.fromkeys(("split_keys", "join_parts"), Tile(1, 32, 4, 1))
+"""One query: nothing is multiplied but vectors, and memory is the limit on every architecture."""
 INTERPRETER: dict[str, Tile] = dict.fromkeys(KERNELS, Tile(32, 64, 4, 1))
 """Where no GPU runs them: Triton's interpreter, whose time is a matter of the number of tiles."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bmpeft.attention import BACKENDS, Layout, PositionBias, attention, check_backend
 
-CPU_BACKENDS = sorted(set(BACKENDS) - {"triton"})
+CPU_BACKENDS = sorted(set(BACKENDS) - {"flex", "triton"})
 
 
 def inputs(seed: int, batch: int, queries: int, keys: int, offset: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -130,5 +130,5 @@ def test_dropout_keeps_the_mean_and_is_off_by_default(backend: str) -> None:
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa, chunked, triton"):
+    with pytest.raises(ValueError, match="'flahs' is not one of auto, eager, sdpa, chunked, flash, flex, triton"):
         check_backend("flahs")

@@ -51,6 +51,14 @@ def test_auto_computes_with_the_backend_that_it_names(length: int) -> None:
     assert length * length < CHUNKED_FROM or chosen == "chunked"
 
 
+def test_flash_is_taken_where_there_are_no_tables() -> None:
+    assert choose_backend("flash", "cpu", 64, 4096).backend == "flash"
+    choice = choose_backend("flash", "cpu", 4096, 4096, tables=True)
+    assert (choice.backend, choice.reason.split(";")[0]) == ("chunked", "flash has no tables of relative positions")
+    small = choose_backend("flash", "cpu", 9, 9, tables=True)
+    assert small.backend == choose_backend(AUTO, "cpu", 9, 9).backend
+
+
 def test_a_report_counts_the_layers_of_each_choice() -> None:
     layers = [(6, choose_backend(AUTO, "cpu", 1024, 1024)), (12, choose_backend("eager", "cpu", 9, 9))]
     first, second = describe_choices(layers)
@@ -59,8 +67,8 @@ def test_a_report_counts_the_layers_of_each_choice() -> None:
 
 
 def test_a_backend_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="'flash' is not one of auto, eager, sdpa, chunked, triton"):
-        check_backend("flash")
+    with pytest.raises(ValueError, match="'fast' is not one of auto, eager, sdpa, chunked, flash, flex, triton"):
+        check_backend("fast")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs it")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bmpeft.benchmarks.attention import LiveBytes
+from bmpeft.benchmarks.measure import LiveBytes
 from bmpeft.benchmarks.plot import plot_rows
 from bmpeft.benchmarks.rows import COLUMNS
 from bmpeft.errors import UsageError
@@ -57,7 +57,7 @@ def test_live_bytes_are_the_most_that_is_held_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--backend", "flash"), "'flash' is not one of auto, eager, sdpa, chunked, triton"),
+        (("--backend", "fast"), "'fast' is not one of auto, eager, sdpa, chunked, flash, flex, triton"),
         (("--dtype", "int8"), "--dtype int8: not one of float32, bfloat16"),
     ],
 )

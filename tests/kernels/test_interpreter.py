@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 
-def run_checks(repository: Path, environment: dict[str, str], *options: str) -> None:
+def run_checks(repository: Path, checks: str, environment: dict[str, str], *options: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     process = subprocess.run(
-        [*command, "tests/kernels/attention_checks.py"],
+        [*command, f"tests/kernels/{checks}_checks.py"],
         cwd=repository,
         env={**os.environ, **environment},
         capture_output=True,
@@ -24,13 +24,17 @@ def run_checks(repository: Path, environment: dict[str, str], *options: str) -> 
 
 
 def test_kernels_compute_what_the_definition_says(repository: Path) -> None:
-    run_checks(repository, {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+    run_checks(repository, "attention", {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+
+
+def test_decoding_kernels_compute_what_the_definition_says(repository: Path) -> None:
+    run_checks(repository, "decode", {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow
 def test_kernels_compute_longer_shapes(repository: Path) -> None:
     environment = {"TRITON_INTERPRET": "1", "LONGEST": "300", "EXAMPLES": "60"}
-    run_checks(repository, environment, "-k", "any_shape")
+    run_checks(repository, "attention", environment, "-k", "any_shape")
 
 
 def test_importing_the_kernels_package_needs_no_triton() -> None:

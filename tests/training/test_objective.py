@@ -20,6 +20,7 @@ from tests.training.small import small_recipe
 from tests.training.test_trainer import make_trainer
 
 VOCABULARY = 12
+IDENTITY = torch.eye(VOCABULARY)
 TEXT = torch.tensor([2, 4, 5, 6, 7, 8])
 
 
@@ -35,7 +36,7 @@ def batch(seed: int, rows: int = 3, length: int = 5) -> tuple[torch.Tensor, torc
 def test_without_options_it_is_the_model_s_own_loss(seed: int) -> None:
     logits, labels = batch(seed)
     total = int(labels.ne(-100).sum())
-    loss = Objective(TEXT).loss(logits, labels, step=0, total=total)
+    loss = Objective(TEXT).loss(logits, IDENTITY, labels, step=0, total=total)
     torch.testing.assert_close(loss, sequence_loss(logits, labels))
 
 
@@ -47,7 +48,7 @@ def test_label_smoothing_is_the_cross_entropy_with_a_target_spread_over_text_tok
     target[..., TEXT] = share / (len(TEXT) - 1)
     target.scatter_(2, labels.clamp(min=0)[..., None], 1.0 - share)
     expected = torch.nn.functional.cross_entropy(logits[supervised], target[supervised])
-    loss = Objective(TEXT, label_smoothing=share).loss(logits, labels, step=0, total=int(supervised.sum()))
+    loss = Objective(TEXT, label_smoothing=share).loss(logits, IDENTITY, labels, step=0, total=int(supervised.sum()))
     torch.testing.assert_close(loss, expected)
 
 
@@ -58,13 +59,15 @@ def test_the_parts_of_a_window_add_up_to_the_window(seed: int, cuts: set[int]) -
     objective, total = Objective(TEXT, label_smoothing=0.1), int(labels.ne(-100).sum())
     whole = logits.clone().requires_grad_()
     parts = logits.clone().requires_grad_()
-    loss = objective.loss(whole, labels, step=0, total=total)
+    loss = objective.loss(whole, IDENTITY, labels, step=0, total=total)
     loss.backward()
     bounds = [0, *sorted(cuts), 6]
     losses = []
     for start, end in pairwise(bounds):
         width = int(labels[start:end].ne(-100).sum(1).max())  # a part is padded to its own longest row
-        losses.append(objective.loss(parts[start:end, :width], labels[start:end, :width], step=0, total=total))
+        losses.append(
+            objective.loss(parts[start:end, :width], IDENTITY, labels[start:end, :width], step=0, total=total)
+        )
         losses[-1].backward()
     torch.testing.assert_close(torch.stack(losses).sum(), loss)
     torch.testing.assert_close(parts.grad, whole.grad)
@@ -73,7 +76,7 @@ def test_the_parts_of_a_window_add_up_to_the_window(seed: int, cuts: set[int]) -
 def test_nothing_is_spread_over_tokens_that_no_answer_holds() -> None:
     logits, labels = batch(0)
     logits.requires_grad_()
-    Objective(TEXT, label_smoothing=0.2).loss(logits, labels, step=0, total=1).backward()
+    Objective(TEXT, label_smoothing=0.2).loss(logits, IDENTITY, labels, step=0, total=1).backward()
     assert logits.grad is not None
     forbidden = [token for token in range(VOCABULARY) if token not in TEXT.tolist()]
     probabilities = logits.detach().softmax(-1)
@@ -101,8 +104,8 @@ def test_drop_worst_leaves_out_the_tokens_of_the_highest_loss(seed: int, ratio: 
     objective = Objective(TEXT, drop_worst_ratio=ratio, drop_worst_after=7)
     assert objective.counted(len(losses), 6) == len(losses)
     assert objective.counted(len(losses), 7) == kept
-    before = objective.loss(logits, labels, step=6, total=len(losses))
-    after = objective.loss(logits, labels, step=7, total=kept)
+    before = objective.loss(logits, IDENTITY, labels, step=6, total=len(losses))
+    after = objective.loss(logits, IDENTITY, labels, step=7, total=kept)
     torch.testing.assert_close(before, losses.mean())
     torch.testing.assert_close(after, losses.sort().values[:kept].mean())
 

@@ -90,13 +90,13 @@ class BiomedGPTBackbone(FrozenBackbone):
         """The encoder's, the decoder's own and the decoder's to the source, by backend."""
         config = self.model.config
         stacks = (
-            (config.encoder_layers, source_length, source_length),
-            (config.decoder_layers, target_length, source_length),
-            (config.decoder_layers, target_length, target_length),
+            (config.encoder_layers, source_length, source_length, True),
+            (config.decoder_layers, target_length, source_length, False),
+            (config.decoder_layers, target_length, target_length, True),
         )
         return tuple(
-            (layers, choose_backend(self.attention, self.device.type, queries, keys))
-            for layers, queries, keys in stacks
+            (layers, choose_backend(self.attention, self.device.type, queries, keys, tables=tables))
+            for layers, queries, keys, tables in stacks
         )
 
     @property

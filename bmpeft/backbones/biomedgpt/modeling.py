@@ -83,6 +83,7 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_logits: bool = True,
     ) -> Seq2SeqLMOutput:
         """Logits [B, T, V] and, with labels, the loss.
 
@@ -104,6 +105,8 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_hidden_states: return the encoder's hidden states.
             return_dict: accepted because callers pass it; the output is always an object.
             num_items_in_batch: divide the summed loss by this instead of this batch's count of labels.
+            output_logits: false: no logits and no loss, but `decoder_hidden_states` with the last states [B, T, D],
+                whose product with the output layer's weight they are.
 
         Raises:
             ValueError: a refused argument, neither text nor encoder output, or too many positions.
@@ -134,6 +137,8 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.encoder_positions(encoder_outputs) if cache is None or cache.cross_key_factor is None else None,
             cache,
         )
+        if not output_logits:
+            return Seq2SeqLMOutput(decoder_hidden_states=(hidden_states,), encoder_last_hidden_state=memory)
         logits = self.decoder.output_projection(hidden_states)
         loss = None if labels is None else sequence_loss(logits, labels, num_items_in_batch)
         return Seq2SeqLMOutput(

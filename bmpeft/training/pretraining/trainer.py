@@ -192,8 +192,7 @@ class PretrainTrainer(SequenceTrainer):
         with torch.inference_mode(), self.compute_loss_context_manager():
             for start in range(0, len(examples), self.section.batch_size):
                 part = examples[start : start + self.section.batch_size]
-                batch = self._prepare_inputs(self.backbone.collate(part))
-                total += float(self.adapted(**batch, num_items_in_batch=1).loss)
+                total += self.summed_loss(self.backbone.collate(part))
                 tokens += sum(len(example.labels or ()) for example in part)
         return total, tokens
 
