@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bmpeft.recipe import BackboneSection, Recipe, portable_name
+from bmpeft.recipe import AugmentationSection, BackboneSection, Recipe, portable_name
 from bmpeft.recipe_file import check_content, read_content
 from bmpeft.recipe_section import Section
 
@@ -106,16 +106,6 @@ class ObjectiveSection(Section):
     max_source_length: int = Field(128, ge=16, le=1024, description="tokens, special tokens included")
     max_target_length: int = Field(96, ge=8, le=1024, description="tokens, end token included; longer texts are split")
     image_tasks: ImageTasksSection = ImageTasksSection()
-
-
-class AugmentationSection(Section):
-    """How images are changed at each reading, see `bmpeft.images.augmentation`; validation reads them as they are."""
-
-    shift: float = Field(0.1, ge=0.0, le=0.5, description="share of the side")
-    rotation: float = Field(12.0, ge=0.0, le=180.0, description="degrees")
-    scale: float = Field(0.15, ge=0.0, lt=1.0)
-    brightness: float = Field(0.15, ge=0.0, le=1.0, description="share of the range of values")
-    contrast: float = Field(0.3, ge=0.0, le=1.0)
 
 
 class PretrainTrainingSection(Section):

@@ -128,6 +128,22 @@ class DataSection(Section):
         return self.dataset == "hf" and not Path(self.path).expanduser().exists()
 
 
+class AugmentationSection(Section):
+    """How far images are changed at each reading in training, see `bmpeft.images.augmentation`."""
+
+    shift: float = Field(0.1, ge=0.0, le=0.5, description="share of the side")
+    rotation: float = Field(12.0, ge=0.0, le=180.0, description="degrees")
+    scale: float = Field(0.15, ge=0.0, lt=1.0)
+    brightness: float = Field(0.15, ge=0.0, le=1.0, description="share of the range of values")
+    contrast: float = Field(0.3, ge=0.0, le=1.0)
+
+
+class MirroredAugmentationSection(AugmentationSection):
+    """The same, and whether left and right may be exchanged."""
+
+    mirrored: bool = Field(False, description="mirror every other image: where labels and answers hold for that, too")
+
+
 class TrainingSection(Section):
     """How the trainable parameters are optimised (AdamW, Loshchilov & Hutter 2019)."""
 
@@ -193,6 +209,9 @@ class TrainingSection(Section):
     )
     sample_patch_num: int | None = Field(
         None, ge=1, description="in each training step, so many randomly drawn patches of each image; default: all"
+    )
+    augmentation: MirroredAugmentationSection | None = Field(
+        None, description="change the images of training rows at each reading; {} with the limits below; default: not"
     )
     ema_decay: float | None = Field(
         None, gt=0.0, lt=1.0, description="evaluate and store a moving average of the trainable tensors with this decay"

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from bmpeft.adaptation.lora import attach
+from bmpeft.adaptation import attach
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.benchmarks.attention import check_options
 from bmpeft.benchmarks.measure import measure_in_turns
 from bmpeft.benchmarks.rows import device_columns, make_row
 from bmpeft.errors import UsageError
 from bmpeft.progress import Progress
-from bmpeft.recipe import BackboneSection, LoraSection
+from bmpeft.recipe import BackboneSection
+from bmpeft.recipe_adaptation import LoraSection
 from bmpeft.training.linear_loss import linear_cross_entropy
 
 LOSSES = ("matrix", "chunked")
@@ -69,7 +70,7 @@ def _step(
     model: Any = backbone.model
     if max(source, target) > model.max_text_positions:
         model.extend_positions(max(source, target))
-    adapted = attach(backbone, LoraSection())
+    adapted = attach(backbone, LoraSection()).model
     if recomputed:
         model.activation_checkpointing_enable()
     adapted.train()

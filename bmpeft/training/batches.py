@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bmpeft.backbones.base import EncodedExample
+from bmpeft.errors import UsageError
+from bmpeft.images.augmentation import Augmentation, AugmentedImage
+from bmpeft.recipe import MirroredAugmentationSection
 
 POOL_WINDOWS = 32
 """Rows are sorted by length within random pools of this many windows: little padding, still random."""
@@ -86,9 +90,58 @@ class EncodedDataset(Dataset[EncodedExample]):
         return any(example.image is not None for example in self.examples)
 
 
+class AugmentedDataset(EncodedDataset):
+    """Encoded examples whose images are changed at each reading: a pure function of seed, epoch and row.
+
+    Args:
+        examples: rows, with and without images.
+        augmentation: how far.
+        side: of the images that the backbone reads, in pixels.
+        mirrored: whether left and right may be exchanged.
+        seed: of all changes.
+    """
+
+    def __init__(
+        self, examples: Sequence[EncodedExample], augmentation: Augmentation, *, side: int, mirrored: bool, seed: int
+    ) -> None:
+        super().__init__(examples)
+        self._augmentation, self._side, self._mirrored, self._seed = augmentation, side, mirrored, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        example = self.examples[index]
+        if example.image is None:
+            return example
+        seed = f"{self._seed}:{self._epoch}:{index}"
+        changed = AugmentedImage(example.image, self._augmentation, self._side, self._mirrored, seed)
+        return replace(example, image=changed)
+
+
+def training_rows(
+    examples: Sequence[EncodedExample], section: MirroredAugmentationSection | None, *, side: int | None, seed: int
+) -> EncodedDataset:
+    """The rows of a training split as a recipe wants them; `side` is that of the backbone's images.
+
+    Raises:
+        UsageError: augmentation is asked for and no row has an image.
+    """
+    if section is None:
+        return EncodedDataset(examples)
+    if side is None or all(example.image is None for example in examples):
+        raise UsageError("training.augmentation: no training row has an image")
+    limits = section.model_dump()
+    mirrored = limits.pop("mirrored")
+    return AugmentedDataset(examples, Augmentation(**limits), side=side, mirrored=mirrored, seed=seed)
+
+
 class EpochLoader(DataLoader[EncodedExample]):
-    """A DataLoader that passes the epoch, which Trainer tells it, on to its batch sampler."""
+    """A DataLoader that passes the epoch, which Trainer tells it, on to its batch sampler and its rows."""
 
     def set_epoch(self, epoch: int) -> None:
         assert isinstance(self.batch_sampler, LengthGroupedBatches)
         self.batch_sampler.set_epoch(epoch)
+        if isinstance(self.dataset, AugmentedDataset):
+            self.dataset.set_epoch(epoch)

@@ -34,7 +34,7 @@ from bmpeft.progress import Progress
 from bmpeft.recipe import Recipe, TrainingSection, match_splits
 from bmpeft.records import Record
 from bmpeft.tasks import Task, make_task, predict_examples, spell_out_answers
-from bmpeft.training.batches import EncodedDataset
+from bmpeft.training.batches import EncodedDataset, training_rows
 from bmpeft.training.callbacks import (
     EvaluationSchedule,
     LogCallback,
@@ -106,6 +106,7 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
 
     train_split = _encode(recipe, backbone, task, train_records, progress)
     check_patch_sampling(recipe.training.sample_patch_num, train_split.encoded)
+    rows = _training_rows(recipe, backbone, train_split)
     validation_split = _encode(recipe, backbone, task, validation_records, progress)
     attached = attach(backbone, recipe.adaptation, with_images=train_split.has_images, seed=recipe.training.seed)
     for remark in method_of(recipe.adaptation).remarks(attached, backbone):
@@ -124,7 +125,9 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     if checkpoint is None:
         set_aside(run_directory)
         run_directory.mkdir(parents=True)
-    summary = _fit(recipe, backbone, attached, task, train_split, validation_split, checkpoints, checkpoint, progress)
+    summary = _fit(
+        recipe, backbone, attached, task, train_split, rows, validation_split, checkpoints, checkpoint, progress
+    )
     artifact = save_artifact(
         directory,
         backbone=backbone,
@@ -216,12 +219,20 @@ def _encode(
     )
 
 
+def _training_rows(recipe: Recipe, backbone: FrozenBackbone, split: EncodedSplit) -> EncodedDataset:
+    """See `bmpeft.training.batches.training_rows`."""
+    processor, section = backbone.image_processor, recipe.training
+    side = None if processor is None else processor.image_size
+    return training_rows(split.encoded, section.augmentation, side=side, seed=section.seed)
+
+
 def _fit(
     recipe: Recipe,
     backbone: FrozenBackbone,
     attached: Attached,
     task: Task,
     train_split: EncodedSplit,
+    rows: EncodedDataset,
     validation_split: EncodedSplit,
     checkpoints: CheckpointStore,
     resume: Checkpoint | None,
@@ -235,7 +246,7 @@ def _fit(
         attached.model,
         backbone=backbone,
         section=section,
-        train_rows=EncodedDataset(train_split.encoded),
+        train_rows=rows,
         validation_rows=EncodedDataset(validation_split.encoded),
         accuracy=_accuracy_of(recipe, backbone, attached, task, validation_split, progress),
         checkpoints=checkpoints,
