@@ -51,9 +51,13 @@ ENTAILMENT = (
 # name of the run -> recipe, place of its data below DATA, further overrides
 RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hannover_cxr": ("hannover_cxr_lora", "hannover_cxr", ()),
-    "breastmnist": ("medmnist_lora", "medmnist28/breastmnist.npz", ("data.accept_leakage=true",)),
+    "breastmnist": (
+        "medmnist_lora",
+        "medmnist28/breastmnist.npz",
+        ("data.accept_leakage=true", "training.epochs=30", "training.augmentation={mirrored: true}"),
+    ),
     "pneumoniamnist": ("medmnist_lora", "medmnist28/pneumoniamnist_rebuilt.npz", ()),
-    "retinamnist": ("medmnist_lora", "medmnist28/retinamnist.npz", (RETINOPATHY,)),
+    "retinamnist": ("medmnist_lora", "medmnist28/retinamnist.npz", (RETINOPATHY, "training.epochs=10")),
     "medical_abstracts": ("medical_abstracts_lora", "medical_abstracts_tc", ("data.split_by=group",)),
     "pubmedqa": ("pubmedqa_lora", "pubmedqa_l", ()),
     "meqsum": ("meqsum_lora", "meqsum/biomedgpt_split", ("training.epochs=2",)),
