@@ -120,6 +120,11 @@ class DataSection(Section):
     )
     max_source_length: int = Field(256, ge=8, le=MAX_POSITIONS, description="tokens, special tokens included")
     max_target_length: int = Field(64, ge=2, le=MAX_POSITIONS, description="tokens, end token included")
+    balance_labels: bool = Field(
+        False,
+        description="train on the rows of rarer labels so often that all labels come equally often; the control "
+        "classic weighs them so, too",
+    )
     train_rows: int | None = Field(None, ge=1, description="train on the first n rows of a seeded shuffle only")
 
     @property

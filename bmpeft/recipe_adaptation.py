@@ -5,14 +5,16 @@ A method is a section here, its files in `bmpeft.adaptation.formats` and its com
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from bmpeft.recipe_section import Section
 
-LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "image_proj"]
+LORA_TARGETS: tuple[LoraTarget, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+IMAGE_TARGETS: tuple[LoraTarget, ...] = ("image_proj",)
+"""Only images reach these."""
 DEFAULT_METHOD = "lora"
 
 
@@ -38,7 +40,10 @@ class LoraSection(MethodSection):
     alpha: float = Field(16.0, gt=0, description="scaling is alpha / sqrt(rank) with rslora, else alpha / rank")
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
     target_modules: tuple[LoraTarget, ...] = Field(
-        LORA_TARGETS, min_length=1, description="linear layers of encoder and decoder that get an adapter"
+        LORA_TARGETS,
+        min_length=1,
+        description="linear layers of encoder and decoder that get an adapter; "
+        "image_proj, between image tower and encoder, is not among the default ones",
     )
     rslora: bool = True
 

@@ -15,7 +15,7 @@ SectionT = TypeVar("SectionT", LoraSection, FullSection)
 
 _LONGEST_TENSOR_NAME = 300  # the pattern of LoRA's takes quadratic time on a long name made for it
 _LORA_TENSOR = re.compile(
-    r"base_model\.model\.((?:\w+\.)*(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*(\w+))\.lora_([AB])\.weight"
+    r"base_model\.model\.((?:\w+\.)*(?:(?:encoder|decoder)\.layers\.\d+\.(?:\w+\.)*|encoder\.)(\w+))\.lora_([AB])\.weight"
 )
 _PARAMETER = re.compile(r"(?:encoder|decoder)(?:\.\w+)+")
 

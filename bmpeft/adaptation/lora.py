@@ -21,13 +21,13 @@ from torch import nn
 
 from bmpeft.adaptation.method import Attached, Host, Method, require_bare, require_same_shapes
 from bmpeft.adaptation.peft_config import config_content
-from bmpeft.errors import BackboneError
-from bmpeft.recipe_adaptation import LoraSection
+from bmpeft.errors import BackboneError, UsageError
+from bmpeft.recipe_adaptation import IMAGE_TARGETS, LoraSection
 
 if TYPE_CHECKING:
     from bmpeft.backbones.base import FrozenBackbone
 
-_LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.\d+\.")
+_LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.\d+\.|(?:^|\.)encoder\.image_proj$")
 
 
 class LoraAttached(Attached):
@@ -114,6 +114,9 @@ class LoraMethod(Method[LoraSection]):
     def attach(self, backbone: FrozenBackbone, section: LoraSection, *, with_images: bool, seed: int) -> LoraAttached:
         """See `Method.attach`; the layers are replaced in place, until `Attached.detach`."""
         require_bare(backbone)
+        unreached = [name for name in section.target_modules if name in IMAGE_TARGETS and not with_images]
+        if unreached:
+            raise UsageError(f"adaptation.target_modules: {unreached[0]} is reached by images, and no row has one")
         target_linears(backbone.model, section.target_modules, backbone.name)
         return LoraAttached(add_adapter(backbone.model, lora_config(section, backbone.name), "default", seed=seed))
 

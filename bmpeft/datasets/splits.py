@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmpeft.errors import DataError
+from bmpeft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from bmpeft.recipe import SplitSection
@@ -101,6 +101,28 @@ def first_of_shuffle(records: Sequence[Record], n: int | None, seed: int) -> tup
     ranked = sorted(records, key=lambda record: _hash(seed, record.id))
     chosen = {record.id for record in ranked[:n]}
     return tuple(record for record in records if record.id in chosen)
+
+
+def with_balanced_labels(records: Sequence[Record], seed: int) -> tuple[Record, ...]:
+    """The records, then those of rarer labels again until every label that occurs does so equally often.
+
+    Which rows come once more often than others of their label depends on seed and ids alone.
+
+    Raises:
+        UsageError: a row has no label.
+    """
+    by_label: dict[int, list[Record]] = {}
+    for record in records:
+        if record.label is None:
+            raise UsageError(f"data.balance_labels: row {record.id!r} has no label")
+        by_label.setdefault(record.label, []).append(record)
+    target = max((len(rows) for rows in by_label.values()), default=0)
+    added: list[Record] = []
+    for _, rows in sorted(by_label.items()):
+        times, rest = divmod(target, len(rows))
+        ranked = sorted(rows, key=lambda record: _hash(seed, record.id))
+        added += rows * (times - 1) + ranked[:rest]
+    return (*records, *added)
 
 
 def image_digests() -> Callable[[ImageReference], str]:

@@ -134,6 +134,7 @@ def _measure(
             without_adapter=lambda: backbone.model_with(None),
             progress=progress,
             train_records=train,
+            balance_labels=recipe.data.balance_labels,
             store=RunStore(
                 kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone), fresh=fresh
             ),

@@ -45,6 +45,7 @@ def evaluate(
     without_adapter: WithoutAdapter | None,
     progress: Progress,
     train_records: Sequence[Record] | None = None,
+    balance_labels: bool = False,
     store: RunStore | None = None,
     on_split: OnSplit | None = None,
 ) -> ScoreCard:
@@ -65,6 +66,7 @@ def evaluate(
             Without an adapter that control would compare the model with itself; it is left out then.
         progress: shows the passes over the rows.
         train_records: the rows that controls learn from; default: the training split.
+        balance_labels: whether the model was taught every label equally often; the control classic is then, too.
         store: where finished answers and the values of rows are kept; None: nowhere.
         on_split: gets each split's rows, answers and figures, which no card ever holds.
 
@@ -83,6 +85,7 @@ def evaluate(
         evaluation=evaluation,
         controls=tuple(name for name in controls if name != "frozen_backbone" or adapter is not None),
         train=train,
+        balance_labels=balance_labels,
         max_source_length=max_source_length,
         seed=seed,
         without_adapter=without_adapter,

@@ -51,6 +51,7 @@ class SplitRun:
     evaluation: EvaluationSection
     controls: tuple[ControlName, ...]
     train: Sequence[Record]
+    balance_labels: bool
     max_source_length: int
     seed: int
     without_adapter: WithoutAdapter | None
@@ -118,7 +119,7 @@ class SplitRun:
         if name == "lead_sentence":
             return controls.lead_sentences(records), None
         if name == "classic":
-            baseline = controls.ClassicBaseline(self.train, seed=self.seed)
+            baseline = controls.ClassicBaseline(self.train, seed=self.seed, balance_labels=self.balance_labels)
             return baseline.predict(records), f"{baseline.rows:,} of {len(self.train):,} training rows"
         description = f"control {name} on {split}"
         if name == "frozen_backbone":

@@ -24,7 +24,7 @@ from bmpeft.backbones import FrozenBackbone, load_frozen_backbone
 from bmpeft.datasets import LoadedDataset, read_dataset
 from bmpeft.datasets.contamination import find_contamination
 from bmpeft.datasets.leakage import Leakage, find_leakage, images_in, require_no_leakage
-from bmpeft.datasets.splits import first_of_shuffle
+from bmpeft.datasets.splits import first_of_shuffle, with_balanced_labels
 from bmpeft.errors import RecipeError
 from bmpeft.evaluation.kept import RunStore, kept_directory
 from bmpeft.evaluation.metrics import fixed_labels
@@ -104,7 +104,10 @@ def train(recipe: Recipe, *, recipe_name: str, progress: Progress, resume: bool 
     origin = _origin(dataset, train_records, validation_records, leakage)
     _announce(backbone, origin, dataset.skipped_rows, progress)
 
-    train_split = _encode(recipe, backbone, task, train_records, progress)
+    taught = train_records
+    if recipe.data.balance_labels:
+        taught = with_balanced_labels(train_records, recipe.data.split.seed)
+    train_split = _encode(recipe, backbone, task, taught, progress)
     check_patch_sampling(recipe.training.sample_patch_num, train_split.encoded)
     rows = _training_rows(recipe, backbone, train_split)
     validation_split = _encode(recipe, backbone, task, validation_records, progress)
@@ -424,6 +427,7 @@ def _evaluate(
             leakage=leakage,
             without_adapter=attached.disabled,
             progress=progress,
+            balance_labels=recipe.data.balance_labels,
             train_records=train_records,
             store=RunStore(kept_directory(recipe.output), artifact.digest, answers_identity(recipe.backbone)),
         )

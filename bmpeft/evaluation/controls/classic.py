@@ -34,8 +34,11 @@ class ClassicBaseline:
         rows: training rows that it saw.
     """
 
-    def __init__(self, train: Sequence[Record], *, seed: int) -> None:
-        """Fit it; all rows have the same labels and either an image or a text."""
+    def __init__(self, train: Sequence[Record], *, seed: int, balance_labels: bool = False) -> None:
+        """Fit it; all rows have the same labels and either an image or a text.
+
+        With `balance_labels` the rows of each label weigh as much as those of any other.
+        """
         from sklearn.exceptions import ConvergenceWarning
 
         chosen = first_of_shuffle(train, MOST_ROWS, seed)
@@ -43,7 +46,8 @@ class ClassicBaseline:
         self._labels = sorted({_label(row) for row in chosen})
         self._model: Any = None
         if len(self._labels) > 1:
-            self._model = _image_model() if chosen[0].image is not None else _text_model()
+            weights = "balanced" if balance_labels else None
+            self._model = _image_model(weights) if chosen[0].image is not None else _text_model(weights)
             with warnings.catch_warnings():
                 # A baseline after ITERATIONS steps is one, too; the limit is documented.
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -82,7 +86,7 @@ def _pixels(record: Record) -> npt.NDArray[np.float32]:
     return np.asarray(image, dtype=np.float32).ravel() / 255.0
 
 
-def _text_model() -> Any:
+def _text_model(weights: str | None) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -90,12 +94,12 @@ def _text_model() -> Any:
     words = TfidfVectorizer(
         ngram_range=(1, 2), max_features=MOST_WORDS, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"
     )
-    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=ITERATIONS))
+    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=ITERATIONS, class_weight=weights))
 
 
-def _image_model() -> Any:
+def _image_model(weights: str | None) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=ITERATIONS))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=ITERATIONS, class_weight=weights))
