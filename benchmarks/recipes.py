@@ -62,7 +62,11 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "pneumoniamnist": ("medmnist_lora", "medmnist28/pneumoniamnist_rebuilt.npz", ()),
-    "retinamnist": ("medmnist_lora", "medmnist28/retinamnist.npz", (RETINOPATHY, "training.epochs=10", "data.balance_labels=false")),
+    "retinamnist": (
+        "medmnist_lora",
+        "medmnist28/retinamnist.npz",
+        (RETINOPATHY, "training.epochs=10", "data.balance_labels=false"),
+    ),
     "medical_abstracts": ("medical_abstracts_lora", "medical_abstracts_tc", ("data.split_by=group",)),
     "pubmedqa": ("pubmedqa_lora", "pubmedqa_l", ()),
     "meqsum": ("meqsum_lora", "meqsum/biomedgpt_split", ("training.epochs=2",)),

@@ -19,8 +19,8 @@ README = ROOT / "recipes" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 AUROC = "auroc/binary@1"
 HEAD = (
-    "| data | recipe | rows | training | memory | split (n) | metric | adapter [95 %] | controls |\n"
-    "|---|---|--:|--:|--:|---|---|--:|---|\n"
+    "| data | recipe | trained | rows | training | memory | split (n) | metric | adapter [95 %] | controls |\n"
+    "|---|---|--:|--:|--:|--:|---|---|--:|---|\n"
 )
 
 
@@ -94,6 +94,7 @@ def _line(runs: Sequence[dict[str, Any]], number: int, metric: str) -> str:
     cells = (
         f"{run['name']}, {changes(run)}" if changes(run) else run["name"],
         f"[{recipe}]({recipe}.yaml)",
+        f"{run['trainable_parameters']:,}",
         f"{run['train_rows']:,}",
         duration(run["training_seconds"]),
         f"{run['peak_rss_gib']:.1f} GiB",

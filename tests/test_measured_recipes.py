@@ -56,7 +56,7 @@ def test_what_was_measured_is_what_is_shipped(documents: ModuleType) -> None:
 def test_a_control_that_is_not_beaten_stands_out(documents: ModuleType, unbeaten: bool) -> None:
     control = {"value": 0.5, "metrics": {}, "model_minus_control": [0.1, -0.1 if unbeaten else 0.05, 0.2]}
     result = {"split": "test", "n": 7, "metrics": {"accuracy/x@1": [0.6, 0.5, 0.7]}, "controls": {"majority": control}}
-    run = {"name": "a", "command": "bmpeft train b", "train_rows": 5, "training_seconds": 130.0, "peak_rss_gib": 1.04}
+    run = {"name": "a", "command": "bmpeft train b", "train_rows": 5, "trainable_parameters": 9, "training_seconds": 130.0, "peak_rss_gib": 1.04}
     line = documents.table([{**run, "results": [result]}]).splitlines()[-1]
     expected = "**majority 0.500**" if unbeaten else "majority 0.500"
     assert (

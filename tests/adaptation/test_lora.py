@@ -13,7 +13,7 @@ from bmpeft.adaptation import attach, count_parameters
 from bmpeft.adaptation.lora import adapter_shapes, adapter_tensors, lora_config, set_adapter_tensors
 from bmpeft.adaptation.peft_config import config_content, config_json
 from bmpeft.backbones.biomedgpt.backbone import BiomedGPTBackbone
-from bmpeft.errors import BackboneError
+from bmpeft.errors import BackboneError, UsageError
 from bmpeft.recipe_adaptation import LORA_TARGETS, LoraSection
 from tests.backbones.tiny import tiny_backbone
 from tests.training.small import encoded_rows
@@ -45,6 +45,18 @@ def test_every_linear_of_the_layers_gets_an_adapter_and_nothing_else_does() -> N
 def test_a_single_target_selects_only_its_own_layers(target: str) -> None:
     model = attach(tiny_backbone(), LoraSection(rank=2, target_modules=(target,))).model
     assert {name.split(".")[-3] for name in adapter_tensors(model)} == {target}
+
+
+def test_the_projection_of_images_gets_an_adapter_where_that_is_asked_for() -> None:
+    section = LoraSection(rank=2, target_modules=("q_proj", "image_proj"))
+    backbone = tiny_backbone()
+    model = attach(backbone, section, with_images=True).model
+    names = [name for name in adapter_tensors(model) if "image_proj" in name]
+    assert names == [f"base_model.model.encoder.image_proj.lora_{part}.weight" for part in "AB"]
+    assert set(names) <= set(adapter_shapes(tiny_backbone(), section))
+    assert not any("image_proj" in name for name in adapter_shapes(tiny_backbone(), SECTION))
+    with pytest.raises(UsageError, match=r"target_modules: image_proj is reached by images, and no row has one"):
+        attach(tiny_backbone(), section, with_images=False)
 
 
 def test_a_target_outside_the_layers_is_refused() -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmpeft.datasets.splits import divide, first_of_shuffle, group_of, normalize_words, split_digest
-from bmpeft.errors import DataError
+from bmpeft.datasets.splits import (
+    divide,
+    first_of_shuffle,
+    group_of,
+    normalize_words,
+    split_digest,
+    with_balanced_labels,
+)
+from bmpeft.errors import DataError, UsageError
 from bmpeft.records import Record
 
 FILE = Path("rows.jsonl")
@@ -122,3 +130,23 @@ def test_digest_ignores_order_and_white_space_and_sees_everything_else() -> None
 def test_groups_are_of_words(one: str, other: str, same: bool) -> None:
     assert (group_of(one) == group_of(other)) is same
     assert (normalize_words(one) == normalize_words(other)) is same
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 5))
+def test_balanced_labels_come_equally_often_and_no_row_is_left_out(labels: list[int], seed: int) -> None:
+    rows = [dataclasses.replace(record(n, n), choices=tuple("abcd"), label=label) for n, label in enumerate(labels)]
+    balanced = with_balanced_labels(rows, seed)
+    assert balanced[: len(rows)] == tuple(rows)
+    counts = Counter(row.label for row in balanced)
+    assert set(counts.values()) == {max(Counter(labels).values())}
+    for label in counts:  # no row of a label comes more than once more often than another
+        times = Counter(row.id for row in balanced if row.label == label).values()
+        assert max(times) - min(times) <= 1
+    assert with_balanced_labels(rows, seed) == balanced
+
+
+def test_rows_without_labels_cannot_be_balanced() -> None:
+    rows = [record(0, 0), dataclasses.replace(record(1, 1), label=None, choices=None, answers=("a",))]
+    with pytest.raises(UsageError, match=r"data\.balance_labels: row 'r1' has no label"):
+        with_balanced_labels(rows, 0)

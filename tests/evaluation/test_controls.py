@@ -121,6 +121,19 @@ def test_the_classic_baseline_learns_words() -> None:
         assert np.exp(prediction.choice_scores).sum() == pytest.approx(1.0)
 
 
+def test_the_classic_baseline_weighs_labels_alike_where_training_does() -> None:
+    """A text without any known word is answered by the prior alone: the frequent label, or neither."""
+    choices = ("bone", "heart")
+    train = [row(n, text="bone" if n < 18 else "chest", choices=choices, label=int(n >= 18)) for n in range(20)]
+    asked = [replace(train[0], text="elsewhere")]
+    shares = [
+        np.exp(ClassicBaseline(train, seed=0, balance_labels=said).predict(asked)[0].choice_scores)
+        for said in (False, True)
+    ]
+    assert shares[0][0] > 0.6
+    assert shares[1][0] == pytest.approx(0.5, abs=0.1)
+
+
 def test_the_classic_baseline_learns_pixels_and_knows_no_label_that_it_has_not_seen() -> None:
     choices = ("dark", "light", "never seen")
     train = [

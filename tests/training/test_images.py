@@ -235,6 +235,20 @@ def test_an_adapter_that_saw_no_image_fits_any_image_size(tmp_path: Path) -> Non
     load_backbone(str(tmp_path / "tiny-backbone"), image_size=64).load_adapter(tmp_path / "adapters" / "sees")
 
 
+def test_rare_labels_are_read_more_often_and_an_adapter_of_the_projection_is_stored(tmp_path: Path) -> None:
+    """30 rows with an image, of which six are bright, are taught as 48; what is stored computes the same again."""
+    all_rows = [row for row in rows(tmp_path, "train", 60) if row.image is not None]
+    kept = tuple(row for row in all_rows if row.label == 0)[:24] + tuple(row for row in all_rows if row.label == 1)[:6]
+    settings = ("data.balance_labels=true", "training.max_steps=4", "adaptation.target_modules=[image_proj, q_proj]")
+    with dataset_of(kept, kept[:4]):
+        outcome = run.train(recipe_for(tmp_path, *settings), recipe_name="sees", progress=QUIET)
+    log = (tmp_path / "runs" / "sees" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(log[0])["train_rows"] == 48
+    backbone = load_backbone(str(recipe_for(tmp_path).backbone.name), image_size=32)
+    name = backbone.load_adapter(outcome.directory)  # its canary is measured
+    assert any("image_proj" in tensor for tensor in backbone.artifact(name).tensors)
+
+
 @pytest.mark.parametrize(
     ("count", "images", "problem"),
     [(2, False, "no training row has an image"), (4, True, r"an image has 4 patches")],

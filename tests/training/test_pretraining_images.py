@@ -108,6 +108,19 @@ def test_every_task_of_an_image_has_its_prompt_and_answer(tmp_path: Path) -> Non
     assert all("clear lungs" in text or "pneumonia" in text for text in seen["captioning"])
 
 
+@pytest.mark.parametrize(("balanced", "share"), [(False, 0.2), (True, 0.5)])
+def test_balanced_labels_are_drawn_equally_often(tmp_path: Path, balanced: bool, share: float) -> None:
+    write_images(tmp_path)
+    with np.load(tmp_path / "pneumoniamnist.npz") as file:
+        arrays = dict(file)
+    arrays["train_labels"][:] = (np.arange(len(arrays["train_labels"])) % 5 == 0)[:, None]
+    np.savez_compressed(tmp_path / "pneumoniamnist.npz", **arrays)
+    rows, tokenizer = image_rows(tmp_path, balanced=balanced), tiny_backbone().tokenizer
+    read = [row for row in map(rows.row, range(1500)) if row.task == "image_classification"]
+    targets = Counter(tokenizer.decode(row.example.labels, skip_special_tokens=True) for row in read)
+    assert targets[" pneumonia"] / len(read) == pytest.approx(share, abs=0.1)
+
+
 def test_a_task_without_a_share_does_not_occur(tmp_path: Path) -> None:
     write_images(tmp_path)
     rows = image_rows(tmp_path, {"image_tasks": {"captioning": 0, "image_text_matching": 0}})
