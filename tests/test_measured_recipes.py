@@ -52,17 +52,42 @@ def test_what_was_measured_is_what_is_shipped(documents: ModuleType) -> None:
         assert run["recipe"] == load_recipe(shipped_recipe(recipe).path, overrides).digest()
 
 
+RUN = {
+    "name": "a",
+    "command": "bmpeft train b",
+    "train_rows": 5,
+    "trainable_parameters": 9000,
+    "training_seconds": 130.0,
+    "peak_rss_gib": 1.04,
+}
+
+
 @pytest.mark.parametrize("unbeaten", [True, False])
 def test_a_control_that_is_not_beaten_stands_out(documents: ModuleType, unbeaten: bool) -> None:
     control = {"value": 0.5, "metrics": {}, "model_minus_control": [0.1, -0.1 if unbeaten else 0.05, 0.2]}
     result = {"split": "test", "n": 7, "metrics": {"accuracy/x@1": [0.6, 0.5, 0.7]}, "controls": {"majority": control}}
-    run = {"name": "a", "command": "bmpeft train b", "train_rows": 5, "trainable_parameters": 9, "training_seconds": 130.0, "peak_rss_gib": 1.04}
-    line = documents.table([{**run, "results": [result]}]).splitlines()[-1]
+    run = {**RUN, "results": [result]}
+    line = documents.table([run]).splitlines()[-1]
     expected = "**majority 0.500**" if unbeaten else "majority 0.500"
-    assert (
-        line
-        == f"| a | [b](b.yaml) | 5 | 2 min | 1.0 GiB | test (7) | `accuracy/x@1` | 0.600 [0.500, 0.700] | {expected} |"
+    assert line == (
+        "| a | [b](b.yaml) | 9,000 | 5 | 2 min | 1.0 GiB | test (7) | `accuracy/x@1` "
+        f"| 0.600 [0.500, 0.700] | {expected} |"
     )
+
+
+def test_of_several_seeds_a_control_must_be_beaten_in_all_of_them(documents: ModuleType) -> None:
+    """And AUROC has a line of its own, where a control without one is not named."""
+    runs = []
+    for margin, auroc in ((0.05, 0.9), (-0.05, 0.7)):
+        controls = {
+            "majority": {"value": 0.4, "metrics": {}, "model_minus_control": [0.2, 0.1, 0.3]},
+            "classic": {"value": 0.5, "metrics": {"auroc/binary@1": 0.8}, "model_minus_control": [0.1, margin, 0.2]},
+        }
+        metrics = {"accuracy/x@1": [0.6, 0.5, 0.7], "auroc/binary@1": [auroc, 0.5, 1.0]}
+        runs.append({**RUN, "results": [{"split": "test", "n": 7, "metrics": metrics, "controls": controls}]})
+    first, second = documents.table(runs).splitlines()[-2:]
+    assert first.endswith("| 0.600 (0.600 to 0.600, 2 seeds) | majority 0.400; **classic 0.500** |")
+    assert second.endswith("| `auroc/binary@1` | 0.800 (0.700 to 0.900, 2 seeds) | **classic 0.800** |")
 
 
 def test_full_fine_tuning_is_measured_as_shipped_and_its_header_says_so() -> None:
