@@ -5,7 +5,7 @@
 Variants of the backbone are pretrained anew by recipes/pretrain.yaml with `PRETRAINING_STEPS` steps instead of its own
 number, from one seed, and compared with one another; variants of the adaptation start from the shipped backbone. Each
 is fine-tuned on every set with `SEEDS`. Runs that stand in the result already, with the same options and backbone, are
-not repeated. Result: results/ablations_nano.json and the table in docs/nano.md, both written after every run.
+not repeated. Result: results/ablations_nano.json, written after every run; at the end its table is printed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from bmpeft.recipe_store import shipped_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "ablations_nano.json"
-PAGE = ROOT / "docs" / "nano.md"
-BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"
 SEEDS = (0, 1, 2)
 PRETRAINING_STEPS = 1500
 NORMFORMER_PARTS = ("scale_attn", "scale_fc", "scale_heads")
@@ -158,14 +156,8 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def page_with_table(text: str, runs: Sequence[dict[str, Any]]) -> str:
-    """The page with the table of these runs in its place."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(runs)}\n{END}{rest.split(END)[1]}"
-
-
 def write(runs: list[dict[str, Any]]) -> None:
-    """Write result and page."""
+    """Write the result file."""
     content = {
         "what": "one thing changed at a time; backbones are pretrained by recipes/pretrain.yaml with "
         f"{PRETRAINING_STEPS} steps and seed 0, adaptations start from the shipped nano",
@@ -175,7 +167,6 @@ def write(runs: list[dict[str, Any]]) -> None:
         "runs": runs,
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8"), runs), encoding="utf-8")
 
 
 def main() -> None:
@@ -211,6 +202,7 @@ def main() -> None:
                 runs.sort(key=lambda r: (order[r["variant"]], list(SETS).index(r["set"]), r["seed"]))
                 write(runs)
                 print(f"{variant}, {name}, seed {seed}: {row['metrics']}", flush=True)
+    print(table(runs))
     if arguments.work is None:
         shutil.rmtree(work)
 

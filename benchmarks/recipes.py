@@ -51,22 +51,9 @@ ENTAILMENT = (
 # name of the run -> recipe, place of its data below DATA, further overrides
 RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hannover_cxr": ("hannover_cxr_lora", "hannover_cxr", ()),
-    "breastmnist": (
-        "medmnist_lora",
-        "medmnist28/breastmnist.npz",
-        (
-            "data.accept_leakage=true",
-            "training.epochs=10",
-            "training.learning_rate=3e-4",
-            "data.balance_labels=false",
-        ),
-    ),
+    "breastmnist": ("medmnist_lora", "medmnist28/breastmnist.npz", ("data.accept_leakage=true",)),
     "pneumoniamnist": ("medmnist_lora", "medmnist28/pneumoniamnist_rebuilt.npz", ()),
-    "retinamnist": (
-        "medmnist_lora",
-        "medmnist28/retinamnist.npz",
-        (RETINOPATHY, "training.epochs=10", "data.balance_labels=false"),
-    ),
+    "retinamnist": ("medmnist_lora", "medmnist28/retinamnist.npz", (RETINOPATHY,)),
     "medical_abstracts": ("medical_abstracts_lora", "medical_abstracts_tc", ("data.split_by=group",)),
     "pubmedqa": ("pubmedqa_lora", "pubmedqa_l", ()),
     "meqsum": ("meqsum_lora", "meqsum/biomedgpt_split", ("training.epochs=2",)),
@@ -75,7 +62,7 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mediqa2021_mas": (
         "mediqa2021_mas_lora",
         "mediqa2021_qs_mas/Task2",
-        ("training.max_steps=20", "evaluation.limit=8"),
+        ("training.max_steps=20", "evaluation.limit=20"),
     ),
     "mts_dialog": (
         "mts_dialog_lora",
@@ -93,7 +80,7 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "iu_xray": ("iu_xray_lora", "NLMCXR_reports.tgz", ("training.max_steps=20", "evaluation.limit=20")),
     "medqa": ("medqa_lora", "medqa_usmle_test/test_4opt.jsonl", ("training.epochs=1",)),
-    "medmcqa": ("medmcqa_lora", "medmcqa_dev/dev.json", ("training.max_steps=40",)),
+    "medmcqa": ("medmcqa_lora", "medmcqa_dev/dev.json", ("training.epochs=1",)),
     "medquad": ("medquad_lora", "medquad/medquad_sample.jsonl.gz", ("training.max_steps=8", "evaluation.limit=8")),
     "biomedgpt_tsv": (
         "biomedgpt_tsv_lora",

@@ -264,6 +264,10 @@ class OutputSection(Section):
     overwrite: bool = Field(False, description="replace an adapter of this name (atomically, after training succeeded)")
 
 
+_LATER_SETTINGS = (("training", "augmentation", None), ("data", "balance_labels", False))
+"""(section, key, default) of settings that came after the first digests were committed."""
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -323,8 +327,15 @@ class Recipe(Section):
                 )
 
     def digest(self) -> str:
-        """SHA-256 of the recipe's content, paths included, independent of key order and YAML style."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the recipe's content, paths included, independent of key order and YAML style.
+
+        A setting that came later counts only where it is not at its default: what a recipe does has not changed then.
+        """
+        content = self.model_dump(mode="json")
+        for section, key, default in _LATER_SETTINGS:
+            if content[section][key] == default:
+                del content[section][key]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def portable(self) -> dict[str, Any]:
         """The recipe as it is stored in an artifact.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +423,16 @@ def test_split_patterns_choose_every_match_once_in_order() -> None:
 def test_a_split_pattern_without_a_match_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no split matches 'tset'; did you mean 'test'\?"):
         match_splits(["test", "tset"], ["train", "test"])
+
+
+def test_a_setting_that_came_later_does_not_rename_recipes_that_leave_it_alone() -> None:
+    """The digest of a recipe before there was augmentation: committed results and checkpoints name it."""
+    content = parse_recipe(MINIMAL, source="my.yaml").model_dump(mode="json")
+    del content["training"]["augmentation"], content["data"]["balance_labels"]
+    before = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    assert parse_recipe(MINIMAL, source="my.yaml").digest() == before
+    named = parse_recipe(MINIMAL, source="my.yaml", overrides=["training.augmentation={}"])
+    assert named.digest() != before
 
 
 def test_lora_is_the_method_where_none_is_named_and_no_digest_knows_the_difference() -> None:
