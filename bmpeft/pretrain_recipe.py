@@ -48,6 +48,9 @@ class CorpusSection(Section):
     mirrored: bool = Field(False, description="whether an image's label and attributes hold for its mirror image")
     balanced: bool = Field(False, description="draw every label of the images equally often")
     weight: float = Field(gt=0.0, description="share of the rows, relative to the other sources")
+    final_weight: float | None = Field(
+        None, ge=0.0, description="the same in the last training.final_share of the steps; default: weight"
+    )
     licence: str = Field(description="of the texts or images; goes into the report")
     obtain: str = Field("", description="where the file comes from; shown where it is missing")
 
@@ -138,6 +141,9 @@ class PretrainTrainingSection(Section):
         description="share of the steps in which the tower's BatchNorm normalises by its batch; in the others by its "
         "running statistics, as it always does once it is frozen",
     )
+    final_share: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the steps, at the end, in which sources weigh their final_weight"
+    )
     sample_patch_num: int | None = Field(
         None, ge=1, description="read so many randomly drawn patches of each image, as BiomedGPT was pretrained"
     )
@@ -186,6 +192,11 @@ class PretrainRecipe(Section):
         names = [source.name for source in self.corpus]
         if len(set(names)) != len(names):
             raise ValueError("corpus: each name at most once")
+        weighed = any(source.final_weight is not None for source in self.corpus)
+        if weighed != (self.training.final_share > 0.0):
+            raise ValueError("corpus.final_weight and training.final_share need each other")
+        if weighed and not any(source.final_weight != 0.0 for source in self.corpus):
+            raise ValueError("corpus.final_weight: 0 for every source leaves nothing to read")
         if self.backbone.max_positions is not None:
             raise ValueError("backbone.max_positions: adapters may use more positions, pretraining does not")
         return self

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bmpeft.backbones import load_frozen_backbone
 from bmpeft.backbones.biomedgpt.backbone import CODE_PARAMETERS, IMAGE_PARAMETERS
@@ -116,6 +117,35 @@ def test_batches_keep_the_token_limit_and_can_be_replayed(tmp_path: Path) -> Non
     for batch in batches:
         widths = (max(len(rows[n].input_ids) for n in batch), max(len(rows[n].labels or ()) for n in batch))
         assert len(batch) * sum(widths) <= 256
+
+
+def test_at_the_end_sources_weigh_otherwise(tmp_path: Path) -> None:
+    write_notes(tmp_path)
+    facts = {"name": "facts", "embedded": "facts", "weight": 1e-9, "final_weight": 1, "licence": "Apache-2.0"}
+    asked = recipe(tmp_path, [source(final_weight=0), facts], training={"final_share": 0.3})
+    tokenizer = tiny_backbone().tokenizer
+    rows = MixtureRows(read_corpus(asked), tokenizer, asked.objective, 0)
+    batches = list(MixtureBatches(rows, batch_tokens=256, batch_images=8, batches=200, seed=0, final=60))
+    notes = [{"Note" in tokenizer.decode(rows[number].labels) for number in batch} for batch in batches]
+    assert notes[:140] == [{True}] * 140
+    assert notes[140:] == [{False}] * 60
+    numbers = [number for batch in batches for number in batch]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "training", "message"),
+    [
+        ({"final_weight": 2}, {}, "final_weight and training.final_share need each other"),
+        ({}, {"final_share": 0.2}, "final_weight and training.final_share need each other"),
+        ({"final_weight": 0}, {"final_share": 0.2}, "leaves nothing to read"),
+    ],
+)
+def test_final_weights_that_do_nothing_are_refused(
+    tmp_path: Path, fields: dict[str, Any], training: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(tmp_path, [source(**fields)], training=training)
 
 
 def test_validation_texts_are_never_trained_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from bmpeft.training.pretraining.rows import MixtureRow, MixtureRows, PretrainTask
+from bmpeft.training.pretraining.rows import FINAL_ROWS, MixtureRow, MixtureRows, PretrainTask
 
 WINDOW_ROWS = 2048
 """Rows that are sorted by length and cut into batches together."""
@@ -28,23 +28,27 @@ class MixtureBatches(Sampler[list[int]]):
         batch_images: rows of a batch with images.
         batches: how many.
         seed: of their order.
+        final: how many of them, at the end, have the sources' final weights.
     """
 
-    def __init__(self, rows: MixtureRows, *, batch_tokens: int, batch_images: int, batches: int, seed: int) -> None:
-        self._rows, self._batches, self._seed = rows, batches, seed
+    def __init__(
+        self, rows: MixtureRows, *, batch_tokens: int, batch_images: int, batches: int, seed: int, final: int = 0
+    ) -> None:
+        self._rows, self._batches, self._seed, self._final = rows, batches, seed, final
         self._batch_tokens, self._batch_images = batch_tokens, batch_images
 
     def __len__(self) -> int:
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        produced, window = 0, 0
-        waiting: defaultdict[PretrainTask, list[int]] = defaultdict(list)
-        while produced < self._batches:
-            for batch in self._window(window, waiting)[: self._batches - produced]:
-                yield batch
-                produced += 1
-            window += 1
+        for first_window, count in ((0, self._batches - self._final), (FINAL_ROWS // WINDOW_ROWS, self._final)):
+            produced, window = 0, first_window
+            waiting: defaultdict[PretrainTask, list[int]] = defaultdict(list)
+            while produced < count:
+                for batch in self._window(window, waiting)[: count - produced]:
+                    yield batch
+                    produced += 1
+                window += 1
 
     def _window(self, window: int, waiting: defaultdict[PretrainTask, list[int]]) -> list[list[int]]:
         """The batches of one window; rows with an image that do not fill one wait for the next window."""

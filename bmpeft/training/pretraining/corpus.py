@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,8 @@ class Removed:
 class Source:
     """One source in memory: texts to infill, (prompt, answer) pairs and images, divided by a stable hash.
 
-    A `GAP` in a prompt becomes the mask token. Of `balanced` images every label is drawn equally often.
+    A `GAP` in a prompt becomes the mask token. Of `balanced` images every label is drawn equally often. `final_weight`
+    stands for `weight` at the end of a run; None: the same.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source:
     questions: tuple[tuple[str, str], ...] = ()
     images: tuple[ShownImage, ...] = ()
     balanced: bool = False
+    final_weight: float | None = None
     held_out_texts: tuple[str, ...] = ()
     held_out_questions: tuple[tuple[str, str], ...] = ()
     held_out_images: tuple[ShownImage, ...] = ()
@@ -74,7 +76,10 @@ def read_corpus(recipe: PretrainRecipe) -> tuple[Source, ...]:
     """
     root, share = Path(recipe.data_root), recipe.training.validation_share
     excluded = read_excluded(recipe.exclude, root)
-    return tuple(_read_source(section, root, share, excluded) for section in recipe.corpus)
+    return tuple(
+        replace(_read_source(section, root, share, excluded), final_weight=section.final_weight)
+        for section in recipe.corpus
+    )
 
 
 def split_at_sentences(text: str, max_characters: int) -> list[str]:

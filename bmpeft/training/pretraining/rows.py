@@ -43,6 +43,8 @@ IMAGE_TASKS: tuple[PretrainTask, ...] = (
 INFILLING_PROMPT = (' what is the complete text of "', ' "?')
 MATCHING_PROMPT = (' does the image describe " ', ' "?')
 CHARACTERS_PER_TOKEN = 4.0
+FINAL_ROWS = 2**40
+"""Rows from this number on are those of the end of a run, where sources weigh their `final_weight`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class PoolCounts:
 @dataclass(frozen=True, slots=True)
 class _Pool:
     weight: float
+    final_weight: float
     texts: tuple[tuple[int, ...], ...]
     questions: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     images: tuple[tuple[ShownImage, ...], ...]  # one of the groups is drawn, then one of its images
@@ -113,6 +116,7 @@ class MixtureRows:
         if not self._pools:
             raise ValueError("no source has texts, questions or images")
         self._weights = [pool.weight for pool in self._pools]
+        self._final_weights = [pool.final_weight for pool in self._pools]
         self._image_texts = ImageTexts([source.images for source in sources])
         shares = {task: getattr(objective.image_tasks, task) for task in IMAGE_TASKS}
         self._image_shares: dict[PretrainTask, float] = {task: share for task, share in shares.items() if share > 0.0}
@@ -125,7 +129,7 @@ class MixtureRows:
     def row(self, number: int) -> MixtureRow:
         """Row `number`; any number is valid, the mixture never ends."""
         generator = random.Random(f"{self._seed}:{number}")
-        pool = generator.choices(self._pools, self._weights)[0]
+        pool = generator.choices(self._pools, self._final_weights if number >= FINAL_ROWS else self._weights)[0]
         if pool.images:
             return self._of_image(pool, number, generator)
         asked = generator.random() < self._objective.question_share if pool.texts else True
@@ -196,6 +200,7 @@ class MixtureRows:
         )
         return _Pool(
             source.weight,
+            source.weight if source.final_weight is None else source.final_weight,
             tuple(tuple(ids[:text_limit]) for ids in texts),
             tuple((tuple(question), tuple(answer[:limit])) for question, answer in asked),
             _groups(source),

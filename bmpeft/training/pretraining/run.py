@@ -94,6 +94,7 @@ def pretrain(recipe: PretrainRecipe, *, progress: Progress, resume: bool = False
         batch_images=recipe.training.batch_images,
         batches=recipe.training.steps,
         seed=recipe.training.seed,
+        final=round(recipe.training.final_share * recipe.training.steps),
     )
     identity = {**recipe_identity(recipe.model_dump(mode="json")), "backbone fingerprint": backbone.fingerprint}
     identity["processes"] = str(process_count())
@@ -207,6 +208,7 @@ def _store(
                 "name": section.name,
                 "licence": section.licence,
                 "weight": section.weight,
+                "final_weight": section.final_weight,
                 **asdict(counts),
                 "excluded": asdict(source.removed),
             }
