@@ -13,7 +13,7 @@ import torch
 
 from bmpeft.benchmarks.measure import LiveBytes
 from bmpeft.benchmarks.plot import plot_rows
-from bmpeft.benchmarks.rows import COLUMNS
+from bmpeft.benchmarks.rows import COLUMNS, make_row
 from bmpeft.errors import UsageError
 
 
@@ -74,8 +74,7 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(monkeypatch: pytest.Mo
 
 
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     row = {"backend": "sdpa", "dtype": "float32", "pass": "forward", "metric": "time", "unit": "seconds"}
-    rows = [{**row, "length": n, "p20": n, "p50": n, "p80": n} for n in (1, 2)]
+    rows = [make_row(row, {"case": case, "length": n, "p20": n, "p50": n, "p80": n}) for case in "ab" for n in (1, 2)]
     plot_rows(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
