@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from bmpeft.attention.chunked import chunked_attention
 from bmpeft.attention.eager import eager_attention
 from bmpeft.attention.flash import flash_attention
+from bmpeft.backbones import load_frozen_backbone
 from bmpeft.benchmarks.measure import LiveBytes
+from bmpeft.recipe import BackboneSection
 from tests.attention.cases import check_errors, make_case, solve, specification
 
 
@@ -96,3 +98,19 @@ def test_a_causal_query_behind_a_cache_is_refused_unless_it_sees_everything() ->
         else:
             found = flash_attention(query, case.key, case.value, **arguments)
             torch.testing.assert_close(found, chunked_attention(query, case.key, case.value, **arguments))
+
+
+def test_a_stored_backbone_computes_and_writes_with_it_as_with_eager() -> None:
+    """transformers takes names with "flash" in them for kernels of the hub, in loading and in generating."""
+    ids = torch.randint(4, 400, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(12)[None] < torch.tensor([[12], [7]])
+    given = {"input_ids": ids.masked_fill(~mask, 1), "attention_mask": mask}
+    logits, answers = [], []
+    for attention in ("eager", "flash"):
+        section = BackboneSection.model_validate({"name": "biomedgpt-nano", "attention": attention})
+        model: Any = load_frozen_backbone(section).model.eval()
+        with torch.no_grad():
+            logits.append(model(**given, decoder_input_ids=ids[:, :5]).logits)
+            answers.append(model.generate(**given, num_beams=2, max_new_tokens=5))
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-3, rtol=1e-4)
+    assert torch.equal(answers[1], answers[0])

@@ -215,6 +215,12 @@ class BiomedGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the output projection."""
         self.decoder.output_projection = value
 
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
+    ) -> str:
+        """transformers takes any name with "flash" in it for a kernel to be fetched from the hub; ours is none."""
+        return self.get_correct_attn_implementation(attn_implementation, is_init_check)
+
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The name of one of bmpeft's own backends, or "auto" where none is asked for.
 
