@@ -14,6 +14,15 @@ from bmpeft.cli.output import print_json, print_rows, work
 bench = typer.Typer(help="Measurements; each row names device and versions.", **PLAIN)
 bench.callback()(help_without_command)
 
+# Options that several of the commands have.
+Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")]
+NumberTypes = Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")]
+Heads = Annotated[int, typer.Option(min=1, metavar="H", help="Heads.")]
+HeadDim = Annotated[int, typer.Option(min=1, metavar="D", help="Dimension of a head.")]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")]
+Batch = Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")]
+
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -26,7 +35,7 @@ def compile_kernels(
         list[str] | None, typer.Option(metavar="TYPE", help="float16 or bfloat16; again for both; default: both.")
     ] = None,
     head_dim: Annotated[list[int] | None, typer.Option(metavar="D", help="64 or 80; default: both.")] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    csv: Csv = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -52,16 +61,16 @@ def measure_attention(
     backend: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Again for more; default: eager, sdpa, chunked.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    dtype: NumberTypes = None,
     length: Annotated[
         list[int] | None, typer.Option(min=1, metavar="L", help="Again for more; default: 512, 1024, 2048.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 2,
-    heads: Annotated[int, typer.Option(min=1, metavar="H", help="Heads.")] = 12,
-    head_dim: Annotated[int, typer.Option(min=1, metavar="D", help="Dimension of a head.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 5,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    batch: Batch = 2,
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    repeats: Repeats = 5,
+    csv: Csv = None,
+    plot: Plot = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -93,15 +102,15 @@ def measure_loss(
     backend: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="matrix, torch or chunked; again for more; default: all.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    dtype: NumberTypes = None,
     tokens: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="Again for more; default: 128, 512, 2048.")
     ] = None,
     vocabulary: Annotated[int, typer.Option(min=2, metavar="V", help="Entries.")] = 59_457,
     width: Annotated[int, typer.Option(min=1, metavar="D", help="Of the hidden states.")] = 768,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 5,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    repeats: Repeats = 5,
+    csv: Csv = None,
+    plot: Plot = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -132,16 +141,16 @@ def measure_decoding(
     backend: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Again for more; default: eager, sdpa, chunked, flash.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; default: both.")] = None,
+    dtype: NumberTypes = None,
     length: Annotated[
         list[int] | None, typer.Option(min=1, metavar="L", help="Again for more; default: 512, 1024, 4096.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 4,
-    heads: Annotated[int, typer.Option(min=1, metavar="H", help="Heads.")] = 12,
-    head_dim: Annotated[int, typer.Option(min=1, metavar="D", help="Dimension of a head.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 20,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them there (PNG; needs matplotlib).")] = None,
+    batch: Batch = 4,
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    repeats: Repeats = 20,
+    csv: Csv = None,
+    plot: Plot = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -183,9 +192,9 @@ def measure_step(
     checkpointing: Annotated[bool, typer.Option(help="Recompute the layers in the backward pass.")] = False,
     source: Annotated[int, typer.Option(min=1, metavar="L", help="Tokens of a source.")] = 1024,
     target: Annotated[int, typer.Option(min=1, metavar="T", help="Tokens of a target.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, metavar="B", help="Rows.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each time.")] = 3,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there, too.")] = None,
+    batch: Batch = 2,
+    repeats: Repeats = 3,
+    csv: Csv = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
